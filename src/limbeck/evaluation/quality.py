@@ -139,7 +139,8 @@ def miou(
     """Intersection over union per class, over all pixels together, averaged over the classes that occur.
 
     A class occurs if it is in the target or in the prediction; pixels of ``ignore_index``, and those below zero, count
-    nowhere. In [0, 1], nan if no pixel counts. Source: Everingham et al. 2015, "The PASCAL VOC challenge: a retrospective", section 3.
+    nowhere. In [0, 1], nan if no pixel counts.
+    Source: Everingham et al. 2015, "The PASCAL VOC challenge: a retrospective", section 3.
     """
     from torchmetrics.functional.classification import multiclass_confusion_matrix
 
