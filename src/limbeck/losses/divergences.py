@@ -3,8 +3,8 @@
 Conventions of all functions here. Both arguments are logits, student first; p = softmax(teacher / T) and
 q = softmax(student / T) over `dim`. The class dimension is summed out and nothing else is reduced: logits [batch,
 classes] give one value per sample, [batch, tokens, classes] one per token, [batch, classes, height, width] with
-`dim=1` one per pixel. Values are in nats, in fp32 (fp64 for fp64), never negative, and exactly 0 for equal logits (`js`:
-up to rounding).
+`dim=1` one per pixel. Values are in nats, in fp32 (fp64 for fp64), never negative, and exactly 0 for equal logits
+(`js`: up to rounding).
 
 - `temperature` T > 0. `scale` multiplies by T^2, which keeps the size of gradients about the same for every T
   (Hinton et al. 2015, section 2); without it the plain divergence of the softened distributions is returned.
