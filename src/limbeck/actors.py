@@ -1,0 +1,332 @@
+"""Teacher and Student: a network, what it is shown, and where one listens to it."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.errors import RecipeError, nearest
+from limbeck.signals import OUTPUT, Place, Projection, Signals, Tap, put, select, signals_of_output
+from limbeck.sources import Source, load_model
+from limbeck.views import View
+
+Batch = Mapping[str, Any]
+Replace = Mapping[str, Callable[[Any], Any]]
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+
+
+class _Enough(BaseException):
+    """Every value that was asked for has been seen; the rest of the forward pass is not run.
+
+    Not an Exception, so that a network's own `except Exception` does not swallow it.
+    """
+
+
+class _Visit:
+    """What is asked of one forward pass, and what it gave so far."""
+
+    def __init__(self, replace: Replace, stop_after: Counter[str] | None):
+        self.replace = replace
+        self.remaining = stop_after
+        self.values: dict[str, Any] = {}
+        self.fired: Counter[str] = Counter()
+
+    def meet(self, name: str, keys: tuple[str, ...], value: Any) -> Any:
+        """Record the tap's part of `value`; give back the value, with that part replaced if it was asked for."""
+        if name in self.replace:
+            value = put(value, keys, self.replace[name])
+        self.values[name] = select(value, keys)
+        self.fired[name] += 1
+        if self.remaining is not None and self.remaining[name] > 0:
+            self.remaining[name] -= 1
+            if not any(self.remaining.values()):
+                raise _Enough
+        return value
+
+
+class _Recorder:
+    """The visits under way in one network, innermost last. Shared by that network's hooks."""
+
+    def __init__(self) -> None:
+        self.visits: list[_Visit] = []
+
+
+class _Hook:
+    """Listens at one place. An object and not a closure: a deep copy of the network gets hooks with a recorder of its own."""
+
+    def __init__(self, recorder: _Recorder, name: str, place: Place):
+        self.recorder, self.name, self.place = recorder, name, place
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict, *output: Any) -> Any:
+        if not self.recorder.visits:
+            return None
+        visit = self.recorder.visits[-1]
+        if not self.place.input:
+            return visit.meet(self.name, self.place.keys, output[0])
+        if args:
+            return (visit.meet(self.name, self.place.keys, args[0]), *args[1:]), kwargs
+        first = next(iter(kwargs))
+        return args, kwargs | {first: visit.meet(self.name, self.place.keys, kwargs[first])}
+
+
+class Actor:
+    """What a teacher and a student have in common.
+
+    Args:
+        model: a module, or a string: a path that exists, `module:attribute`, or a hub id (see `limbeck.sources`).
+        view: what the model is shown of a batch; omitted: the parameters of its `forward` that are columns of the data.
+        taps: names for the places one listens to, `{"hint": "encoder.layer3", "logits": "output.0"}`.
+        weights: a safetensors file (or a `.pt` of plain tensors) to load into the model.
+        labels: the names of the classes in the order of the logits.
+        args: arguments for the model's constructor, when `model` names a class.
+        dtype: `fp32`, `bf16`, `fp16` or a torch dtype, for the model's parameters.
+    """
+
+    whose = "model"
+
+    def __init__(
+        self,
+        model: nn.Module | str | Path,
+        *,
+        view: View | str | list | dict | None = None,
+        taps: Mapping[str, str] | None = None,
+        weights: str | Path | None = None,
+        labels: Iterable[str] | None = None,
+        args: Mapping[str, Any] | None = None,
+        dtype: str | torch.dtype | None = None,
+    ):
+        loaded: Source = load_model(model, args=args, weights=weights, whose=self.whose)
+        self.source = loaded
+        self.model = loaded.model
+        self.view: View | None = View.of(view if view is not None else loaded.view) if (view or loaded.view) else None
+        self.labels = list(map(str, labels)) if labels is not None else loaded.labels
+        if dtype is not None:
+            if isinstance(dtype, str) and dtype not in _DTYPES:
+                raise RecipeError(f"{self.whose}.dtype '{dtype}' is not known. {nearest(dtype, _DTYPES)}")
+            self.model.to(_DTYPES[dtype] if isinstance(dtype, str) else dtype)
+        self.places: dict[str, Place] = {}
+        self.paths: dict[str, str] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.may_stop_early = True
+        self._calls: Counter[str] = Counter()
+        self._recorder = _Recorder()
+        for name, path in (taps or loaded.taps or {}).items():
+            self.tap(name, path)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self.model).__name__}, view={self.view!r}, taps={self.paths!r})"
+
+    def tap(self, name: str, path: str) -> Self:
+        """Listen at `path` under the name `name`, from the next call on.
+
+        Raises:
+            RecipeError: the network has no such place, or the name already means another one.
+        """
+        if name in self.paths:
+            if self.paths[name] == path:
+                return self
+            raise RecipeError(f"{self.whose}: '{name}' already names {self.paths[name]}; give {path} another name.")
+        place = Tap(path).resolve(self.model)
+        self.places[name], self.paths[name] = place, path
+        if place.module:
+            module, hook = self.model.get_submodule(place.module), _Hook(self._recorder, name, place)
+            if place.input:
+                module.register_forward_pre_hook(hook, with_kwargs=True)
+            else:
+                module.register_forward_hook(hook, with_kwargs=True)
+            self._calls.clear()  # how often each tap fires is learned afresh
+        return self
+
+    def __call__(
+        self,
+        batch: Batch,
+        *,
+        replace: Replace | None = None,
+        until: str | None = None,
+        reads: Collection[str] | None = None,
+    ) -> Signals:
+        """Show the model its view of `batch` and give back what the taps heard.
+
+        Args:
+            batch: tensors by column.
+            replace: `{tap: function}`: the tap's value is replaced by `function(value)` for this call only, and what
+                lies behind sees the replaced one. Nothing is left behind, also when something raises in between.
+            until: stop the forward pass after this tap.
+            reads: the signals that will be read. When none of them is the output, the forward pass stops after the
+                last of them.
+
+        Raises:
+            RecipeError: an unknown tap, or a column that the batch lacks.
+        """
+        for name in replace or ():
+            if name not in self.places and name != OUTPUT:
+                raise RecipeError(f"{self.whose} has no tap '{name}' to replace. {nearest(name, self.places)}")
+        wanted = {until} if until is not None else set(reads) if reads is not None else None
+        if until is not None and until not in self.places:
+            raise RecipeError(f"{self.whose} has no tap '{until}' to stop at. {nearest(until, self.places)}")
+        args, kwargs = self.shown(batch)
+        visit = _Visit(replace or {}, self._stop_after(wanted))
+        self._recorder.visits.append(visit)
+        output, finished = None, True
+        try:
+            with self._manner():
+                output = self.model(*args, **kwargs)
+        except _Enough:
+            finished = False
+        finally:
+            self._recorder.visits.pop()
+        if finished:
+            if not self._calls:
+                self._calls = visit.fired
+            output = visit.replace[OUTPUT](output) if OUTPUT in visit.replace else output
+            return self._signals(output, visit)
+        return Signals(visit.values)
+
+    def shown(self, batch: Batch) -> tuple[tuple, dict[str, Any]]:
+        """The arguments with which the model is called for this batch."""
+        if self.view is None:
+            self.look_at(batch)
+        assert self.view is not None
+        return self.view(batch)
+
+    def look_at(self, columns: Iterable[str]) -> View:
+        """Settle a view that was not given: the parameters of `forward` that are columns of the data.
+
+        Raises:
+            RecipeError: no parameter has the name of a column, or the given view names a column that is not there.
+        """
+        names = [c for c in columns if c not in ("id", "view_seed", "ghost")]
+        if self.view is None:
+            parameters = inspect.signature(self.model.forward).parameters.values()
+            named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+            found = {p.name: p.name for p in named if p.name in names}
+            missing = [p.name for p in named if p.default is p.empty and p.name not in found]
+            if not found or missing:
+                raise RecipeError(
+                    f"view of the {self.whose}: forward of {type(self.model).__name__} takes "
+                    f"{', '.join(p.name for p in named) or 'nothing by name'}, the data have {', '.join(names)}. "
+                    f"Say what it is shown: {self.whose}.view=[{names[0] if names else 'column'}]"
+                )
+            self.view = View(**found)
+        return self.view
+
+    def probe(self, batch: Batch) -> Mapping[str, tuple[int, ...]]:
+        """Run once without a graph, in eval mode, to learn every signal's shape (without the batch dimension)."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                signals = self(batch)
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        self.shapes = {
+            name: tuple(value.shape[1:]) for name, value in signals.items() if isinstance(value, (Tensor, Projection))
+        }
+        return self.shapes
+
+    def parameters_count(self) -> int:
+        """How many parameters the model has."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    def _stop_after(self, wanted: Collection[str] | None) -> Counter[str] | None:
+        if wanted is None or not self.may_stop_early or not self._calls:
+            return None
+        if not all(name in self.places and self.places[name].module for name in wanted):
+            return None
+        return Counter({name: self._calls[name] for name in wanted})
+
+    def _signals(self, output: Any, visit: _Visit) -> Signals:
+        own = {n: p for n, p in self.places.items() if not p.module}
+        for name, place in own.items():
+            visit.values[name] = visit.meet(name, (), select(output, place.keys))
+        signals = Signals(visit.values)
+        if not own or isinstance(output, (Tensor, Mapping, Projection)):
+            try:
+                named = signals_of_output(output, self.whose)
+            except RecipeError:
+                if not signals:
+                    raise
+                named = Signals()
+            for name, value in named.items():
+                signals.setdefault(name, value)
+        return signals
+
+    def _manner(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+
+class Student(Actor):
+    """The network that learns, with its view and its taps."""
+
+    whose = "student"
+
+
+class Teacher(Actor):
+    """A network that teaches, with its view and its taps.
+
+    It runs in eval mode. `mode` is set by the method: `frozen` keeps no graph; `through` lets gradients reach the
+    teacher's inputs and replaced features although its parameters do not learn. A teacher that is a trainee of the
+    current update (`learning`, set by the engine) runs as any network in training does.
+    """
+
+    whose = "teacher"
+
+    def __init__(
+        self,
+        model: nn.Module | str | Path,
+        *,
+        view: View | str | list | dict | None = None,
+        taps: Mapping[str, str] | None = None,
+        weights: str | Path | None = None,
+        labels: Iterable[str] | None = None,
+        label_map: str | Mapping[str, str] = "name",
+        args: Mapping[str, Any] | None = None,
+        dtype: str | torch.dtype | None = None,
+    ):
+        super().__init__(model, view=view, taps=taps, weights=weights, labels=labels, args=args, dtype=dtype)
+        self.label_map = label_map
+        self.mode: Literal["frozen", "through"] = "frozen"
+        self.learning = False
+
+    @property
+    def members(self) -> dict[str, Teacher]:
+        """The single teachers in this one; a mixture has several."""
+        return {"teacher": self}
+
+    def _manner(self) -> AbstractContextManager[Any]:
+        return _TeachersManner(self)
+
+
+class _TeachersManner:
+    """Eval mode and no graph (unless `through`), for the length of one call; costs nothing where both hold already."""
+
+    def __init__(self, teacher: Teacher):
+        self.teacher = teacher
+        self.modes: list[tuple[nn.Module, bool]] = []
+        self.grad: AbstractContextManager[Any] = nullcontext()
+
+    def __enter__(self) -> None:
+        teacher = self.teacher
+        if teacher.learning:
+            return
+        if teacher.model.training:
+            self.modes = [(module, module.training) for module in teacher.model.modules()]
+            teacher.model.eval()
+        if teacher.mode == "frozen":
+            self.grad = torch.no_grad()
+            self.grad.__enter__()
+
+    def __exit__(self, *problem: Any) -> None:
+        if not isinstance(self.grad, nullcontext):
+            self.grad.__exit__(*problem)
+        for module, mode in self.modes:
+            module.training = mode

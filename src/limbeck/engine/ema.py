@@ -1,0 +1,52 @@
+"""An exponential moving average of a network, kept beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class MovingAverage:
+    """average <- decay * average + (1 - decay) * weights after every step of the student; buffers are copied.
+
+    The decay is shortened in the beginning, min(decay, (1 + n) / (10 + n)) after n steps, so that the random start
+    is forgotten.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.model, self.decay, self.updates = model, decay, 0
+        self.average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the model's present weights in."""
+        self.updates += 1
+        keep = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for name, tensor in self.model.state_dict().items():
+            if tensor.is_floating_point():
+                self.average[name].lerp_(tensor, 1 - keep)
+            else:
+                self.average[name].copy_(tensor)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The model holds the average inside this block, and its own weights again after it."""
+        own = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        self.model.load_state_dict(self.average)
+        try:
+            yield
+        finally:
+            self.model.load_state_dict(own)
+
+    def state_dict(self) -> dict[str, Tensor | int]:
+        """For a checkpoint."""
+        return {"updates": self.updates, **{f"average.{n}": t for n, t in self.average.items()}}
+
+    def load_state_dict(self, state: dict[str, Tensor | int]) -> None:
+        """From a checkpoint."""
+        self.updates = int(state["updates"])
+        for name, tensor in self.average.items():
+            tensor.copy_(state[f"average.{name}"])  # type: ignore[arg-type]

@@ -1,0 +1,297 @@
+"""From an update to its outcome: who learns, the division, the sum over processes, the clip, the step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.actors import Actor, Teacher
+from limbeck.engine import gradients, optimisers, random_state
+from limbeck.engine.divide import Divider, Taken
+from limbeck.engine.pieces import cut, find_pieces, kept_bytes, rows
+from limbeck.engine.processes import World
+from limbeck.engine.settings import TrainSettings
+from limbeck.errors import RecipeError, nearest
+from limbeck.method import Method, Outcome, Progress, Update
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or a gradient became nan or infinite; the weights are those of before the step."""
+
+    def __init__(self, what: str, step: int, ids: list[int]):
+        self.what, self.step, self.ids = what, step, ids
+        shown = ", ".join(map(str, ids[:16])) + (" ..." if len(ids) > 16 else "")
+        super().__init__(f"step {step}: {what} is not finite. Samples of the batch (row numbers): {shown}.")
+
+
+class Trainee:
+    """A named group of parameters with an optimiser and a gradient scaler of its own."""
+
+    def __init__(self, name: str, members: list[nn.Module | nn.Parameter], settings: TrainSettings, scaled: bool):
+        self.name, self.settings = name, settings
+        self.modules = [m for m in members if isinstance(m, nn.Module)]
+        found = [p for m in members for p in ([m] if isinstance(m, nn.Parameter) else m.parameters())]
+        self.parameters = [p for p in dict.fromkeys(found) if p.requires_grad]
+        if not self.parameters:
+            raise RecipeError(
+                f"the trainee '{name}' has no parameter that learns. Are all of them frozen (requires_grad=False)?"
+            )
+        self.optimizer = optimisers.build(self.parameters, settings)
+        self.scaler = torch.amp.GradScaler("cuda") if scaled else None
+        self.skipped = 0
+
+
+class Stepper:
+    """Performs the updates of one stage.
+
+    Args:
+        method: bound and set up.
+        settings: the stage's `train` settings.
+        world: this process among its peers.
+        pieces: into how many pieces an update's batch is cut; 0: found on the first step.
+        limit: bytes that one piece may keep for its backward pass (with pieces=0).
+    """
+
+    def __init__(
+        self, method: Method, settings: TrainSettings, world: World, *, pieces: int = 1, limit: int | None = None
+    ):
+        self.method, self.settings, self.world, self.limit = method, settings, world, limit
+        self.pieces = pieces
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        precision = settings.precision
+        if precision == "auto":
+            precision = "bf16" if world.device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        self.precision = precision
+        self._half = half.get(precision)
+        self.trainees: dict[str, Trainee] = {}
+        self.teachers: list[Teacher] = list(method.teacher.members.values()) if method.teacher is not None else []
+        self._own_requires_grad = [(p, p.requires_grad) for p in self._everything()]
+        for name, members in method.trainees().items():
+            self._check_members(name, members)
+            self.trainees[name] = self._make(name, members)
+        for name in settings.trainees:
+            if name not in self.trainees:
+                raise RecipeError(
+                    f"train.trainees names '{name}', which this method does not train. {nearest(name, self.trainees)}"
+                )
+        self._active: str | None = None
+        self.divide = Divider(world, self._autocast)
+        self._set_modes()
+
+    def perform(
+        self, update: Update, progress: Progress, *, measure: bool = False
+    ) -> tuple[Outcome, dict[str, dict[str, float]], bool]:
+        """Make one optimiser step. Gives the outcome, a log entry per part, and whether the step was made.
+
+        Raises:
+            NonFiniteError: with `on_nonfinite: stop`; nothing was changed.
+        """
+        trainee = self._trainee(update)
+        self._activate(trainee)
+        try:
+            pieces = self._pieces_for(update, trainee)
+            trainee.optimizer.zero_grad(set_to_none=True)
+            scale: Any = trainee.scaler.scale(torch.ones((), device=self.world.device)) if trainee.scaler else 1.0
+            taken = self.divide(
+                update.loss,
+                update.batch,
+                trainee.parameters,
+                pieces=pieces,
+                scale=scale,
+                per_part=measure or update.combine is not None,
+                whole=update.whole,
+            )
+        finally:
+            for teacher in self.teachers:
+                teacher.learning = False
+        gradients.reduce_(trainee.parameters, self.world)
+        if trainee.scaler is not None:
+            trainee.scaler.unscale_(trainee.optimizer)
+        if update.combine is not None:
+            self._combine(update, taken, trainee)
+        norm = gradients.norm(trainee.parameters, self.world)
+        numbers = torch.stack(
+            [*(v.detach().to(torch.float64) for v in taken.values.values()), norm.to(torch.float64)]
+        ).tolist()
+        values, grad_norm = dict(zip(taken.values, numbers)), numbers[-1]
+        made = self._step(trainee, update, progress, values, grad_norm)
+        terms = _terms(values, taken, trainee, measure)
+        return Outcome(values, grad_norm, taken.record), terms, made
+
+    def rebuild(self, name: str) -> None:
+        """Make a trainee anew after an operation on its modules: parameters as they are now, a fresh optimiser."""
+        members = self.method.trainees()[name]
+        known = {id(p) for p, _ in self._own_requires_grad}
+        for p, own in self._own_requires_grad:
+            p.requires_grad_(own)
+        self._own_requires_grad += [(p, p.requires_grad) for p in self._everything() if id(p) not in known]
+        self.trainees[name] = self._make(name, members)
+        self._active = None
+        self._set_modes()
+
+    def release(self) -> None:
+        """At the end of the stage: give `requires_grad` back as it was found, and put everything into eval mode."""
+        for p, own in self._own_requires_grad:
+            p.requires_grad_(own)
+        for module in self.modules():
+            module.eval()
+
+    def __enter__(self) -> Stepper:
+        return self
+
+    def __exit__(self, *problem: Any) -> None:
+        self.release()
+
+    def training_modes(self) -> None:
+        """Back to training: modules of any trainee in train mode, all others in eval mode."""
+        self._set_modes()
+
+    def _make(self, name: str, members: list[nn.Module | nn.Parameter]) -> Trainee:
+        scaled = self.precision == "fp16" and self.world.device.type == "cuda"
+        return Trainee(name, members, self.settings.of(name), scaled)
+
+    def _trainee(self, update: Update) -> Trainee:
+        if update.trainee not in self.trainees:
+            raise RecipeError(
+                f"{type(self.method).__name__} yields an update of '{update.trainee}'. {nearest(update.trainee, self.trainees)}"
+            )
+        if update.whole and (self.world.size > 1 or self.pieces > 1):
+            raise RecipeError(
+                f"the update of '{update.trainee}' is whole: it is not a sum over samples, so it runs in one process and one piece "
+                f"(here: {self.world.size} processes, {self.pieces} pieces). Set train.micro_batch to train.batch_size and --gpus 1."
+            )
+        return self.trainees[update.trainee]
+
+    def _step(
+        self, trainee: Trainee, update: Update, progress: Progress, values: dict[str, float], grad_norm: float
+    ) -> bool:
+        finite = torch.isfinite(torch.tensor([*values.values(), grad_norm], dtype=torch.float64))
+        if not bool(finite.all()):
+            scaler_overflow = trainee.scaler is not None and bool(finite[:-1].all())
+            if not scaler_overflow:
+                bad = [f"the part '{name}' of the loss" for name, ok in zip(values, finite.tolist()) if not ok]
+                what = ", ".join(bad) if bad else f"the gradient of '{trainee.name}' (all parts of the loss are finite)"
+                if self.settings.on_nonfinite == "stop":
+                    ids = update.batch.get("id")
+                    trainee.optimizer.zero_grad(set_to_none=True)
+                    raise NonFiniteError(what, progress.step, ids.tolist() if isinstance(ids, Tensor) else [])
+                trainee.skipped += 1
+                trainee.optimizer.zero_grad(set_to_none=True)
+                return False
+        clip = trainee.settings.clip
+        if clip is not None and grad_norm > clip:
+            gradients.scale_(trainee.parameters, clip / (grad_norm + 1e-6))
+        rate = optimisers.learning_rate(trainee.settings, progress)
+        for group in trainee.optimizer.param_groups:
+            group["lr"] = rate
+        if trainee.scaler is not None:
+            trainee.scaler.step(trainee.optimizer)
+            trainee.scaler.update()
+        else:
+            trainee.optimizer.step()
+        return True
+
+    def _activate(self, trainee: Trainee) -> None:
+        """Only the trainee's parameters require gradients; toggled when the trainee changes, not at every step."""
+        if self._active != trainee.name:
+            learning = set(map(id, trainee.parameters))
+            for p, _ in self._own_requires_grad:
+                p.requires_grad_(id(p) in learning)
+            self._active = trainee.name
+        learning = set(map(id, trainee.modules))
+        for teacher in self.teachers:
+            teacher.learning = id(teacher.model) in learning
+
+    def _set_modes(self) -> None:
+        for module in self.modules():
+            module.eval()
+        for trainee in self.trainees.values():
+            for module in trainee.modules:
+                module.train()
+
+    def modules(self) -> list[nn.Module]:
+        """The networks at hand: the student, the method with its own modules, every teacher."""
+        return [self.method.student.model, self.method, *(teacher.model for teacher in self.teachers)]
+
+    def _everything(self) -> list[nn.Parameter]:
+        return list(dict.fromkeys(p for module in self.modules() for p in module.parameters()))
+
+    def _check_members(self, name: str, members: list[nn.Module | nn.Parameter]) -> None:
+        for member in members:
+            if isinstance(member, Actor):
+                raise RecipeError(
+                    f"trainees()['{name}'] holds a {type(member).__name__}; give its network: {member.whose}.model"
+                )
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self._half is None:
+            return nullcontext()
+        return torch.autocast(self.world.device.type, dtype=self._half)
+
+    def _pieces_for(self, update: Update, trainee: Trainee) -> int:
+        if update.whole:
+            return 1
+        if self.pieces == 0:
+            self.pieces = self._find(update, trainee)
+        return self.pieces
+
+    def _find(self, update: Update, trainee: Trainee) -> int:
+        """Try growing numbers of pieces until what one keeps for its backward pass fits. Leaves no trace."""
+        size, limit = rows(update.batch), self.limit
+        if limit is None and self.world.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.world.device)
+            limit = int(free * 0.9) - 3 * sum(p.numel() * p.element_size() for p in trainee.parameters)
+        if limit is None:
+            return 1
+        generators = random_state.capture(self.world.device)
+        buffers = [(b, b.clone()) for module in self.modules() for b in module.buffers()]
+
+        def trial(pieces: int) -> int:
+            piece = cut(update.batch, pieces)[0]
+
+            def forward() -> Any:
+                with torch.enable_grad(), self._autocast():
+                    return update.loss(piece)
+
+            return kept_bytes(forward)
+
+        try:
+            found = find_pieces(trial, limit, size)
+        finally:
+            random_state.restore(generators, self.world.device)
+            with torch.no_grad():
+                for buffer, old in buffers:
+                    buffer.copy_(old)
+        return max(self.world.agree(found), 1)
+
+    def _combine(self, update: Update, taken: Taken, trainee: Trainee) -> None:
+        """Replace the gradient of the sum by what an aggregator makes of the parts' gradients, one row per part."""
+        if any(gradients.sharded(p) for p in trainee.parameters):
+            raise RecipeError("combine needs whole gradients, and this trainee is sharded. Set train.shard=none.")
+        rows_ = []
+        for found in taken.per_part.values():
+            filled = [g if g is not None else torch.zeros_like(p) for g, p in zip(found, trainee.parameters)]
+            rows_.append(self.world.sum_(torch.cat([g.flatten().float() for g in filled])))
+        joined, offset = update.combine(torch.stack(rows_)), 0
+        for p in trainee.parameters:
+            p.grad = joined[offset : offset + p.numel()].view_as(p).to(p.dtype)
+            offset += p.numel()
+
+
+def _terms(values: Mapping[str, float], taken: Taken, trainee: Trainee, measure: bool) -> dict[str, dict[str, float]]:
+    """A log entry per part: its mean, its share of the loss, and on request the norm of its own gradient."""
+    weighted = {name: abs(taken.weights[name] * value) for name, value in values.items()}
+    total = sum(weighted.values())
+    terms = {
+        name: {"value": value, "weight": taken.weights[name], "share": weighted[name] / total if total else 0.0}
+        for name, value in values.items()
+    }
+    if measure:
+        for name, found in taken.per_part.items():
+            present = [g for g in found if g is not None]
+            terms[name]["grad_norm"] = float(gradients.vector_norm(present)) if present else 0.0
+    return terms

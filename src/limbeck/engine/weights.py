@@ -1,0 +1,61 @@
+"""State of modules and optimisers as whole tensors, also where they are spread over processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A detached copy on the CPU; shards are gathered (every process must call it)."""
+    full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[operator]
+    return full.detach().cpu().clone()
+
+
+def take(module: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers of a module that it saves."""
+    return {name: whole(tensor) for name, tensor in module.state_dict().items()}
+
+
+def give(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put back what `take` took."""
+    own = module.state_dict()
+    if own.keys() != state.keys():
+        odd = sorted(own.keys() ^ state.keys())
+        raise RuntimeError(
+            f"a stored state does not fit {type(module).__name__}: {', '.join(odd[:5])}. Did the code change in between?"
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(_like(state[name], tensor))
+
+
+def _like(full: Tensor, tensor: Tensor) -> Tensor:
+    if not hasattr(tensor, "device_mesh"):
+        return full.to(tensor.device)
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(full.to(tensor.device), tensor.device_mesh, tensor.placements)  # type: ignore[attr-defined]
+
+
+def take_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Moments and counters, by the position of the parameter."""
+    state = optimizer.state_dict()["state"]
+    return {
+        str(i): {k: whole(v) if isinstance(v, Tensor) else v for k, v in entry.items()} for i, entry in state.items()
+    }
+
+
+def give_optimizer(optimizer: torch.optim.Optimizer, stored: Mapping[str, Mapping[str, Any]]) -> None:
+    """Put back what `take_optimizer` took."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state = {}
+    for position, entry in stored.items():
+        p = parameters[int(position)]
+        state[int(position)] = {
+            k: _like(v, p) if isinstance(v, Tensor) and v.shape == p.shape and v.dim() else v for k, v in entry.items()
+        }
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,83 @@
+"""The folder of a student that ships: weights, how to build it, its labels, its card."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from limbeck.actors import Student
+from limbeck.data.tensors import Data
+from limbeck.engine import weights
+from limbeck.environment import version
+from limbeck.sources import STUDENT_FILE, WEIGHTS_FILE, load_weights, save_weights
+from limbeck.tasks import Task
+
+
+def write(folder: Path, student: Student, task: Task, data: Data, spec: dict[str, Any] | None) -> None:
+    """Write `folder` anew: filled aside and renamed, so that a half-written student never stands there.
+
+    Holds the student's own parameters and buffers only: no teacher, no bridge, no optimiser.
+    """
+    aside = folder.with_name(f".{folder.name}.writing")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    if any(hasattr(p, "device_mesh") for p in student.model.parameters()):
+        from safetensors.torch import save_file
+
+        save_file(weights.take(student.model), aside / WEIGHTS_FILE)
+    else:
+        save_weights(student.model, aside / WEIGHTS_FILE)
+    facts = {
+        "limbeck": version("limbeck"),
+        "class": type(student.model).__name__,
+        "model": (spec or {}).get("model"),
+        "args": (spec or {}).get("args", {}),
+        "view": student.view.spec() if student.view else None,
+        "taps": student.paths,
+        "labels": task.labels,
+        "columns": data.columns,
+    }
+    (aside / STUDENT_FILE).write_text(json.dumps(facts, indent=1) + "\n")
+    if task.labels:
+        (aside / "labels.json").write_text(json.dumps(task.labels) + "\n")
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(aside, folder)
+
+
+def read_into(student: Student, folder: Path) -> None:
+    """Load the weights of a student folder into a student of the same architecture."""
+    load_weights(student.model, folder / WEIGHTS_FILE, "student")
+
+
+def card(folder: Path, result: dict[str, Any]) -> None:
+    """A README beside the weights: what it is, how good, against what, and how to load it."""
+    metric = result["task"]["metric"]
+    lines = [
+        f"# {result['name']}",
+        "",
+        f"A {result['student']['name']} for {result['task']['name']}, distilled with Limbeck by {result['method']}.",
+        "",
+    ]
+    lines += ["| | " + f"{metric} on {result['split']} ({result['samples']} samples) | parameters |", "|---|---|---|"]
+    for who in ("student", "control", "teacher"):
+        entry = result[who]
+        if entry:
+            told = {"student": "this student", "control": "the same student without a teacher", "teacher": "teacher"}[
+                who
+            ]
+            lines.append(f"| {told} | {entry['metric']:.4f} | {entry['parameters']:,} |")
+    lines += [
+        "",
+        "```python",
+        "from limbeck import Student",
+        f'student = Student("{folder}")',
+        "signals = student(batch)",
+        "```",
+        "",
+    ]
+    lines += [f"Made with: `{result['command']}`", "", "The student is yours."]
+    (folder / "README.md").write_text("\n".join(lines) + "\n")

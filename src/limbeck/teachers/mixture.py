@@ -1,0 +1,156 @@
+"""Several teachers as one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from limbeck.actors import Replace, Teacher
+from limbeck.errors import RecipeError, nearest
+from limbeck.signals import Place, Signals
+
+RULES = ("mean", "confidence")
+
+
+class Mixture(Teacher):
+    """Named teachers whose logits are mixed; each keeps its own view, and its signals are heard as `name.signal`.
+
+    Args:
+        members: teachers by name, at least one.
+        by: `mean` of the logits; `confidence`: per sample, weights softmax(-entropy) of each member's prediction;
+            or a batch column that holds, per sample, the position of the one teacher to believe.
+
+    One member alone gives its own logits, bit for bit.
+    """
+
+    def __init__(self, members: Mapping[str, Teacher], *, by: str = "mean"):
+        if not members:
+            raise RecipeError("a mixture needs at least one teacher: teacher.members={name: {model: ...}}")
+        self._members = dict(members)
+        self.by = by
+        first = next(iter(self._members.values()))
+        self.model, self.source = first.model, first.source
+        self.view, self.labels, self.label_map = None, first.labels, first.label_map
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.places: dict[str, Place] = {}
+        self.paths: dict[str, str] = {}
+        self._learning, self._mode = False, "frozen"
+        differing = [name for name, m in self._members.items() if m.labels != first.labels]
+        if differing:
+            raise RecipeError(
+                f"the teachers {next(iter(self._members))} and {differing[0]} name different labels, so their logits cannot be mixed by position. "
+                "Give them one label set, or distil from them in turn (stages)."
+            )
+
+    def __repr__(self) -> str:
+        return f"Mixture({', '.join(self._members)}, by={self.by!r})"
+
+    @property
+    def members(self) -> dict[str, Teacher]:
+        """The single teachers."""
+        return self._members
+
+    @property
+    def learning(self) -> bool:
+        """Whether every member learns in the current update; each carries its own flag."""
+        return all(m.learning for m in self._members.values())
+
+    @learning.setter
+    def learning(self, value: bool) -> None:
+        for member in getattr(self, "_members", {}).values():
+            member.learning = value
+
+    @property
+    def mode(self) -> Any:
+        """`frozen` or `through`, the same for all members."""
+        return next(iter(self._members.values())).mode
+
+    @mode.setter
+    def mode(self, value: Any) -> None:
+        for member in getattr(self, "_members", {}).values():
+            member.mode = value
+
+    def tap(self, name: str, path: str) -> Mixture:
+        """Taps belong to members: name them `member.tap`."""
+        owner, _, own = name.partition(".")
+        if owner not in self._members or not own:
+            raise RecipeError(
+                f"a mixture listens in its members: write member.name, not '{name}'. {nearest(owner, self._members)}"
+            )
+        self._members[owner].tap(own, path)
+        return self
+
+    def __call__(
+        self,
+        batch: Mapping[str, Any],
+        *,
+        replace: Replace | None = None,
+        until: str | None = None,
+        reads: Collection[str] | None = None,
+    ) -> Signals:
+        """The mixed `logits`, and every member's signals as `member.signal`."""
+        if until is not None:
+            raise RecipeError("a mixture has no single place to stop at; ask one of its members.")
+        heard: dict[str, Signals] = {}
+        for name, member in self._members.items():
+            wanted = None
+            if reads is not None:
+                wanted = {r.removeprefix(f"{name}.") for r in reads if r.startswith(f"{name}.")}
+                wanted |= {"logits"} if "logits" in reads else set()
+                if not wanted:
+                    continue
+            own = {k.removeprefix(f"{name}."): f for k, f in (replace or {}).items() if k.startswith(f"{name}.")}
+            heard[name] = member(batch, replace=own or None, reads=wanted)
+        signals = Signals({f"{name}.{k}": v for name, found in heard.items() for k, v in found.items()})
+        if reads is None or "logits" in reads:
+            signals["logits"] = self._mix([found["logits"] for found in heard.values()], batch)
+        return signals
+
+    def look_at(self, columns: Any) -> Any:
+        """Settle every member's view."""
+        names = list(columns)
+        for member in self._members.values():
+            member.look_at(names)
+
+    def probe(self, batch: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
+        """Every member's shapes as `member.signal`, and those of the mixed logits."""
+        for name, member in self._members.items():
+            shapes = member.probe(batch)
+            self.shapes |= {f"{name}.{k}": shape for k, shape in shapes.items()}
+            if "logits" in shapes:
+                known = self.shapes.setdefault("logits", shapes["logits"])
+                if known != shapes["logits"]:
+                    raise RecipeError(
+                        f"teacher {name} has logits of shape {list(shapes['logits'])}, those before it {list(known)}: they cannot be mixed."
+                    )
+        return self.shapes
+
+    def parameters_count(self) -> int:
+        """Parameters of all members (a network that two of them share counts once)."""
+        return sum(
+            sum(p.numel() for p in model.parameters())
+            for model in {id(m.model): m.model for m in self._members.values()}.values()
+        )
+
+    def _mix(
+        self, logits: list[Float[Tensor, "batch classes"]], batch: Mapping[str, Any]
+    ) -> Float[Tensor, "batch classes"]:
+        if len(logits) == 1:
+            return logits[0]
+        stacked = torch.stack(logits)
+        if self.by == "mean":
+            return stacked.mean(0)
+        if self.by == "confidence":
+            logp = stacked.float().log_softmax(-1)
+            entropy = -(logp.exp() * logp.clamp(min=-1e4)).sum(-1)
+            return ((-entropy).softmax(0).unsqueeze(-1) * stacked).sum(0).to(stacked.dtype)
+        if self.by not in batch:
+            raise RecipeError(
+                f"teacher.by '{self.by}' is neither a rule nor a column. {nearest(self.by, [*RULES, *map(str, batch)])}"
+            )
+        chosen = batch[self.by].long()
+        return stacked[chosen, torch.arange(len(chosen), device=chosen.device)]
