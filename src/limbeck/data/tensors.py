@@ -81,6 +81,7 @@ class Data:
         labels: label column -> the name of each class, in the order of the class numbers.
         fingerprint: sha256 (hex) that changes with any row or class name; computed here for splits in memory.
         source: where the rows came from: a path, or the function that made them.
+        notices: sentences a person should read: what was guessed, split or left out.
     """
 
     splits: Mapping[str, Split]
@@ -88,6 +89,7 @@ class Data:
     labels: dict[str, list[str]] = field(default_factory=dict)
     fingerprint: str = ""
     source: str = ""
+    notices: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not self.fingerprint:
@@ -129,5 +131,5 @@ def fingerprint(splits: Mapping[str, Split], labels: Mapping[str, Sequence[str]]
         for name in sorted(split.tensors):
             tensor = split.tensors[name].detach().cpu().contiguous()
             digest.update(f"{split_name}/{name}/{tensor.dtype}/{tuple(tensor.shape)}".encode())
-            digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
