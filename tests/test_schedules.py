@@ -3,7 +3,7 @@ import math
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 from pydantic.dataclasses import dataclass
@@ -47,6 +47,7 @@ def test_ramps_at_their_ends_and_in_the_middle():
 
 
 @given(st.floats(-5, 5), st.floats(-5, 5), st.floats(0, 1))
+@settings(deadline=None)
 def test_ramps_stay_between_their_ends_and_run_backwards(start, end, fraction):
     low, high = sorted((start, end))
     for kind in (Linear, Cosine):
@@ -55,6 +56,7 @@ def test_ramps_stay_between_their_ends_and_run_backwards(start, end, fraction):
 
 
 @given(st.integers(1, 7), st.floats(0.1, 0.9), st.booleans())
+@settings(deadline=None)
 def test_step_is_the_loop_it_describes(every, factor, at_zero):
     weight, schedule = 2.0, Step(2.0, factor, every, at_zero)
     for epoch in range(30):
