@@ -52,7 +52,7 @@ def test_paths_are_relative_to_the_manifest(pictures: Path, tmp_path: Path, monk
     assert torch.equal(batch["image"], torch.tensor([23, 18]).view(2, 1, 1, 1).expand(2, 1, 2, 2) / 255)
     assert batch["label"].tolist() == [2, 0]
     assert data["test"].ids == [str(row) for row in range(24, 30)]
-    assert data.columns["image"] == "image: float32 [1, 2, 2]"
+    assert data.columns["image"] == "image, float32 [1, 2, 2]"
 
 
 def test_an_id_column_makes_the_split_stable_when_rows_move(tmp_path: Path) -> None:

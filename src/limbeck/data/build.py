@@ -74,7 +74,7 @@ def build(
         )
     forms = {name: Counter(found.forms[name][row] for row in good).most_common(1)[0][0] for name in kinds}
     forms |= dict.fromkeys(labels, "int64 []")
-    said = {name: f"{kind.describe()}: {forms[name]}" for name, kind in kinds.items()}
+    said = {name: f"{kind.describe()}, {forms[name]}" for name, kind in kinds.items()}
     digest = hashlib.sha256(repr((labels, said)).encode())
     for word, row in zip(words, good, strict=True):
         digest.update(repr((found.ids[row], word)).encode() + found.digests[row])

@@ -40,14 +40,17 @@ def _double_ids(found: Scan) -> list[Problem]:
 
 
 def _labels(found: Scan, name: str, column: Label) -> list[Problem]:
-    problems = []
-    for row, (key, form) in enumerate(zip(found.values[name], found.forms[name], strict=True)):
+    faults = {}
+    for key in set(found.values[name]):
         try:
-            if form:
-                column.index(key)
+            column.index(key)
         except CellError as error:
-            problems.append(Problem(row, f"row {found.ids[row]}: {name} {error}"))
-    return problems
+            faults[key] = str(error)
+    return [
+        Problem(row, f"row {found.ids[row]}: {name} {faults[key]}")
+        for row, (key, form) in enumerate(zip(found.values[name], found.forms[name], strict=True))
+        if form and key in faults
+    ]
 
 
 def _shapes(found: Scan, name: str, column: Column) -> list[Problem]:

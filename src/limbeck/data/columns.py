@@ -7,7 +7,7 @@ recipe a column is spelled `{use: image, size: 28}`, or `image` alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -38,10 +38,10 @@ class Image(Column):
     evens: ClassVar[str] = "size (and channels)"
     suffixes: ClassVar[tuple[str, ...]] = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
     size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = Field(
-        None, description="needed is a number of pixels, or two: [height, width]"
+        default=None, description="needed is a number of pixels, or two: [height, width]"
     )
-    channels: Literal[1, 3, 4] | None = Field(None, description="needed is 1, 3 or 4")
-    fit: Literal["stretch", "crop"] = Field("stretch", description="needed is stretch or crop")
+    channels: Literal[1, 3, 4] | None = Field(default=None, description="needed is 1, 3 or 4")
+    fit: Literal["stretch", "crop"] = Field(default="stretch", description="needed is stretch or crop")
 
     def decode(self, cell: Any) -> Float[Tensor, "channels height width"]:
         from PIL import Image as Pil
@@ -87,12 +87,12 @@ class Audio(Column):
     use: ClassVar[str] = "audio"
     evens: ClassVar[str] = "seconds"
     suffixes: ClassVar[tuple[str, ...]] = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".opus")
-    rate: PositiveInt = Field(16000, description="needed is a number of samples per second")
-    seconds: PositiveFloat | None = Field(None, description="needed is a length in seconds")
-    mels: PositiveInt | None = Field(None, description="needed is a number of bands")
-    window: PositiveFloat = Field(0.025, description="needed is a length in seconds")
-    hop: PositiveFloat = Field(0.010, description="needed is a length in seconds")
-    low: float = Field(0.0, ge=0, description="needed is a frequency in Hz")
+    rate: PositiveInt = Field(default=16000, description="needed is a number of samples per second")
+    seconds: PositiveFloat | None = Field(default=None, description="needed is a length in seconds")
+    mels: PositiveInt | None = Field(default=None, description="needed is a number of bands")
+    window: PositiveFloat = Field(default=0.025, description="needed is a length in seconds")
+    hop: PositiveFloat = Field(default=0.010, description="needed is a length in seconds")
+    low: float = Field(default=0.0, ge=0, description="needed is a frequency in Hz")
 
     def decode(self, cell: Any) -> Float[Tensor, "..."]:
         if isinstance(cell, Mapping) and "array" in cell:
@@ -120,7 +120,7 @@ class Array(Column):
 
     use: ClassVar[str] = "array"
     suffixes: ClassVar[tuple[str, ...]] = (".npy",)
-    shape: tuple[PositiveInt, ...] | None = Field(None, description="needed is a list of sizes")
+    shape: tuple[PositiveInt, ...] | None = Field(default=None, description="needed is a list of sizes")
 
     @field_validator("shape", mode="before")
     @classmethod
@@ -162,7 +162,7 @@ class Text(Column):
 
     use: ClassVar[str] = "text"
     suffixes: ClassVar[tuple[str, ...]] = (".txt",)
-    file: bool = Field(False, description="needed is true or false")
+    file: bool = Field(default=False, description="needed is true or false")
 
     def locate(self, cell: Any, folder: Path) -> Any:
         return super().locate(cell, folder) if self.file else cell
@@ -201,7 +201,7 @@ class Label(Column):
     """
 
     use: ClassVar[str] = "label"
-    names: tuple[str, ...] | None = Field(None, description="needed is a list of different names")
+    names: Sequence[str] | None = Field(default=None, description="needed is a list of different names")
 
     @field_validator("names", mode="before")
     @classmethod

@@ -105,7 +105,7 @@ def _table(source: Any, columns: Mapping[str, Any] | None, split: str, id: str |
     if is_dataset(source):
         return dataset(source, split=split, id=id)
     raise RecipeError(
-        f"data is a {type(source).__name__}; needed is a path, module:function, a Dataset of dicts, "
+        f"data is of type {type(source).__name__}; needed is a path, module:function, a Dataset of dicts, "
         "or {split: one of them}."
     )
 
