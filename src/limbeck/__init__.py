@@ -1,0 +1,77 @@
+"""Limbeck: knowledge distillation for any teacher, any student and your data.
+
+    run = limbeck.distill("recipe.yaml", "train.lr=1e-3")
+    run.student, run.result
+
+These are all the names one types; everything else is imported by its path, `limbeck.methods.kd.KD`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from limbeck.actors import Student, Teacher
+    from limbeck.data import load_data
+    from limbeck.errors import RecipeError
+    from limbeck.later import cache, compare, plan, suggest
+    from limbeck.method import Card, Method, Procedure, Progress, Stage, Transfer, Update
+    from limbeck.objectives import Loss, Objective, Term
+    from limbeck.recipe import Recipe
+    from limbeck.run import Run, distill
+    from limbeck.tasks import Task
+    from limbeck.views import View
+
+__all__ = [
+    "Card",
+    "Loss",
+    "Method",
+    "Objective",
+    "Procedure",
+    "Progress",
+    "Recipe",
+    "RecipeError",
+    "Run",
+    "Stage",
+    "Student",
+    "Task",
+    "Teacher",
+    "Term",
+    "Transfer",
+    "Update",
+    "View",
+    "cache",
+    "compare",
+    "distill",
+    "load_data",
+    "plan",
+    "suggest",
+]
+
+_HOMES = {
+    "limbeck.actors": ("Student", "Teacher"),
+    "limbeck.data": ("load_data",),
+    "limbeck.errors": ("RecipeError",),
+    "limbeck.later": ("cache", "compare", "plan", "suggest"),
+    "limbeck.method": ("Card", "Method", "Procedure", "Progress", "Stage", "Transfer", "Update"),
+    "limbeck.objectives": ("Loss", "Objective", "Term"),
+    "limbeck.recipe": ("Recipe",),
+    "limbeck.run": ("Run", "distill"),
+    "limbeck.tasks": ("Task",),
+    "limbeck.views": ("View",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use, so that `import limbeck` itself costs next to nothing."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'limbeck' has no attribute '{name}'")
+    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

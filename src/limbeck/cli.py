@@ -1,0 +1,349 @@
+"""The command line: parse, call, print. Everything it does can be done from Python."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from limbeck import later
+from limbeck.errors import RecipeError
+
+DONE, FAULT, CANNOT_RUN, ANSWER_IS_NO, LIMIT, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+app = typer.Typer(
+    name="limbeck",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Knowledge distillation: bring any teacher, any student and your data.\n\n"
+    "First time here: `limbeck demo`. With your own files: `limbeck inspect DATA`, then `limbeck distill recipe.yaml`. "
+    "Any key of the recipe can be changed on the command line: `limbeck distill recipe.yaml train.lr=1e-4 'teacher.view=[image, audio]'`.\n\n"
+    "Exit codes: 0 done · 1 a fault of ours or the machine's · 2 this input cannot be run, nothing was started · 3 done, and the answer is no "
+    "(a requirement missed) · 4 stopped at a limit, resume goes on · 130 Ctrl-C, resume goes on.",
+)
+
+OutFlag = Annotated[
+    Path | None,
+    typer.Option("--out", help="The run folder; the same recipe into the same folder continues what is there."),
+]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON to standard output.")]
+QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but the result and errors.")]
+Settings = Annotated[
+    list[str] | None, typer.Argument(metavar="[key=value]...", help="Changes to the recipe.", show_default=False)
+]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The entry point: run a verb and turn what happens into a sentence and an exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        code = app(words, standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as shown:
+        print(shown.format_message())
+        code = CANNOT_RUN
+    except click.ClickException as error:
+        code = _fail(f"{error.format_message()}{_where(error)}", CANNOT_RUN)
+    except click.exceptions.Abort:
+        code = INTERRUPTED
+    except RecipeError as error:
+        if debug:
+            raise
+        code = _fail(str(error), CANNOT_RUN)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except Exception as error:
+        code = _other(error, debug)
+    sys.exit(code or 0)
+
+
+def _other(error: Exception, debug: bool) -> int:
+    from limbeck.engine.checkpoint import CheckpointError
+    from limbeck.engine.stepper import NonFiniteError
+    from limbeck.engine.trainer import Stopped
+
+    if isinstance(error, Stopped):
+        return _fail(str(error), LIMIT if error.reason == "limit" else INTERRUPTED)
+    if debug:
+        raise error
+    if isinstance(error, (NonFiniteError, CheckpointError)):
+        return _fail(str(error), FAULT)
+    return _fail(
+        f"{type(error).__name__}: {error}\nThis is a fault of Limbeck or of code it called; --debug shows where.", FAULT
+    )
+
+
+def _fail(sentence: str, code: int) -> int:
+    Console(stderr=True).print(sentence, highlight=False, markup=False, soft_wrap=True)
+    return code
+
+
+def _where(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    return f" Help: {context.command_path} --help" if context is not None else " Help: limbeck --help"
+
+
+def _show(value: Any, as_json: bool, otherwise: Callable[[], None]) -> None:
+    if as_json:
+        print(json.dumps(value, indent=1, default=str))
+    else:
+        otherwise()
+
+
+def _finished(run: Any, as_json: bool) -> int:
+    """Print a finished run's table; whether its requirements hold decides the exit code."""
+    from limbeck.report.terminal import result_rows, table
+
+    result = run.result
+
+    def show() -> None:
+        console = Console()
+        console.print(table(result_rows([result])))
+        difference = result.get("difference")
+        if difference:
+            console.print(
+                f"student - control: {difference['mean']:+.4f} (95 % interval {difference['low']:+.4f} to {difference['high']:+.4f}, {difference['how']})",
+                highlight=False,
+            )
+        for line in result["require"]:
+            console.print(
+                f"{'held' if line['held'] else 'MISSED'}: {line['text']} (it is {line['value']})", highlight=False
+            )
+        console.print(
+            f"student: {run.folder}/student   report: {run.folder}/report.html", highlight=False, soft_wrap=True
+        )
+
+    _show(result, as_json, show)
+    return DONE if all(line["held"] for line in result["require"]) else ANSWER_IS_NO
+
+
+def _processes(gpus: str | None) -> int | None:
+    """How many processes `--gpus` asks for; None when this process is one of them, or alone."""
+    if gpus is None or "RANK" in os.environ:
+        return None
+    import torch
+
+    if gpus == "all":
+        count = torch.cuda.device_count() or 1
+    elif gpus.isdigit() and int(gpus) >= 1:
+        count = int(gpus)
+    else:
+        raise RecipeError(f"--gpus '{gpus}': give a number, or all.")
+    if torch.cuda.is_available() and count > torch.cuda.device_count():
+        raise RecipeError(f"--gpus {count}: this machine has {torch.cuda.device_count()}.")
+    return count if count > 1 else None
+
+
+def _relaunch(count: int) -> int:
+    """Run this same command in `count` processes under torch.distributed.run."""
+    import subprocess
+
+    words = [
+        word
+        for i, word in enumerate(sys.argv[1:])
+        if word != "--gpus" and not word.startswith("--gpus=") and (i == 0 or sys.argv[i] != "--gpus")
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={count}",
+        "-m",
+        "limbeck",
+        *words,
+    ]
+    return subprocess.run(command, check=False).returncode
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Where to leave the runs.")] = Path("runs/demo"),
+    seeds: Annotated[int, typer.Option(min=1, help="How many repetitions.")] = 3,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> int:
+    """Distil a model that sees and hears into one that only sees, on spoken and handwritten digits, in three minutes.
+
+    Trains the teachers, the student alone, plain KD and MST-Distill, several seeds, and leaves a report.
+    """
+    from limbeck.demo import run_demo
+
+    return run_demo(out, seeds=seeds, as_json=as_json, quiet=quiet)
+
+
+@app.command()
+def distill(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A recipe file, a named recipe, or a run folder to repeat.")
+    ],
+    settings: Settings = None,
+    out: OutFlag = None,
+    gpus: Annotated[str | None, typer.Option("--gpus", help="Processes on this machine: a number, or all.")] = None,
+    on_nonfinite: Annotated[
+        str | None,
+        typer.Option("--on-nonfinite", help="stop (default) or skip, when a loss or gradient is not finite."),
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out rows of the data that cannot be read, and say how many.")
+    ] = False,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> int:
+    """Train the student that RECIPE describes, and measure what arrived.
+
+    Examples: `limbeck distill digits-kd` · `limbeck distill my.yaml train.epochs=5 method=kd+rkd` · `limbeck distill runs/my-1 --out runs/again`
+    """
+    count = _processes(gpus)
+    if count is not None:
+        return _relaunch(count)
+    from limbeck.run import distill as run_distill
+    from limbeck.terminal import Terminal
+
+    changes = list(settings or [])
+    if on_nonfinite is not None:
+        changes.append(f"train.on_nonfinite={on_nonfinite}")
+    if skip_bad:
+        changes.append("data.skip_bad=true")
+    with Terminal(quiet=quiet or as_json or _not_main()) as terminal:
+        run = run_distill(recipe, *changes, out=out, observer=terminal)
+    return _finished(run, as_json) if not _not_main() else DONE
+
+
+def _not_main() -> bool:
+    return int(os.environ.get("RANK", "0")) > 0
+
+
+@app.command()
+def resume(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    settings: Settings = None,
+    gpus: Annotated[str | None, typer.Option("--gpus", help="As many processes as the run was started with.")] = None,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> int:
+    """Go on with a run that was stopped, from its last checkpoint, to the same numbers as if it had never been."""
+    count = _processes(gpus)
+    if count is not None:
+        return _relaunch(count)
+    from limbeck.run import Run
+    from limbeck.terminal import Terminal
+
+    with Terminal(quiet=quiet or as_json or _not_main()) as terminal:
+        done = Run(run).resume(*(settings or []), observer=terminal)
+    return _finished(done, as_json) if not _not_main() else DONE
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    checks: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CHECK]...",
+            help="quality, calibration, speed, missing; default: the recipe's.",
+            show_default=False,
+        ),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which split to measure on.")] = "test",
+    data: Annotated[str | None, typer.Option(help="Other data than the run's.")] = None,
+    of: Annotated[str, typer.Option(help="student or teacher.")] = "student",
+    as_json: JsonFlag = False,
+) -> int:
+    """Measure the student (or the teacher) of a run again, on its own data or on others."""
+    from limbeck.run import Run
+
+    entry = Run(run).evaluate(checks or None, data=data, split=split, of=of)
+
+    def show() -> None:
+        shown = Table(box=None, show_header=False)
+        for name, value in {
+            **entry["figures"],
+            "parameters": entry["parameters"],
+            "bytes": entry["bytes"],
+            "latency_ms": entry["latency_ms"],
+        }.items():
+            shown.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4f}")
+        console = Console()
+        console.print(f"{of} of {run} on {split}", highlight=False)
+        console.print(shown)
+
+    _show(entry, as_json, show)
+    return DONE
+
+
+@app.command()
+def inspect(
+    thing: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[THING]", help="A model, data, a run or a recipe; nothing: this installation.", show_default=False
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="Data for a model's shapes: a few samples of it are shown to the model."),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> int:
+    """Look at something before using it: a model's tap paths with shapes, data, a run; alone: versions and extras."""
+    from limbeck.looking import look
+
+    facts, show = look(thing, data)
+    _show(facts, as_json, show)
+    return DONE
+
+
+@app.command()
+def methods(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="One method's card and options.", show_default=False)
+    ] = None,
+    needs: Annotated[
+        str | None, typer.Option("--needs", help="Only those that read this signal of the teacher.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> int:
+    """What methods there are, and what each is for, needs and costs."""
+    from limbeck.looking import look_at_method, look_at_methods
+
+    facts, show = look_at_method(name) if name else look_at_methods(needs)
+    _show(facts, as_json, show)
+    return DONE
+
+
+def _later(verb: str, function: Callable[..., Any]) -> None:
+    def command(words: Annotated[list[str] | None, typer.Argument(hidden=True)] = None) -> None:
+        function()
+
+    command.__doc__ = function.__doc__
+    app.command(verb, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(command)
+
+
+for _verb in ("plan", "suggest", "cache", "compare"):
+    _later(_verb, getattr(later, _verb))
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    to: Annotated[str, typer.Option("--to", help="The format.")] = "safetensors",
+    quantize: Annotated[str, typer.Option(help="none or int8.")] = "none",
+    push: Annotated[str | None, typer.Option(help="A hub repository.")] = None,
+) -> int:
+    """Write the student of a run in another format."""
+    from limbeck.run import Run
+
+    print(Run(run).export(to, quantize=quantize, push=push))
+    return DONE

@@ -1,0 +1,254 @@
+"""`limbeck inspect` and `limbeck methods`: facts about a thing, and a function that prints them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from limbeck import environment
+from limbeck.actors import Actor, Student
+from limbeck.errors import RecipeError
+from limbeck.evaluation import speed
+from limbeck.methods import all_methods, find
+from limbeck.objectives import Term
+from limbeck.signals import named_tensors
+from limbeck.sources import STUDENT_FILE, import_from
+
+Look = tuple[Any, Callable[[], None]]
+
+
+def look(thing: str | None, data: str | None = None) -> Look:
+    """Facts about a model, data, a run or a recipe, whichever `thing` is; about this installation for None.
+
+    Raises:
+        RecipeError: it is none of these.
+    """
+    if thing is None:
+        return look_at_installation()
+    path = Path(thing)
+    if (path / "recipe.yaml").exists():
+        return look_at_run(path)
+    if path.suffix in (".yaml", ".yml"):
+        return look_at_recipe(thing)
+    if path.is_dir() and any((folder / STUDENT_FILE).exists() for folder in (path, path / "student")):
+        return look_at_model(Student(path), data)
+    if (path / "config.json").exists():
+        return look_at_model(Actor(path), data)
+    if path.exists():
+        return look_at_data(thing)
+    if ":" in thing:
+        found = import_from(thing, "inspect")
+        is_model = isinstance(found, nn.Module) or (isinstance(found, type) and issubclass(found, nn.Module))
+        return look_at_model(Actor(thing), data) if is_model else look_at_data(thing)
+    from limbeck.data.built_in import BUILT_IN
+
+    if thing in BUILT_IN:
+        return look_at_data(thing)
+    from limbeck.recipe import Recipe
+
+    try:
+        Recipe.load(thing)
+    except RecipeError as error:
+        raise RecipeError(
+            f"inspect '{thing}': no such path here ({Path.cwd()}), not module:attribute, no data of ours ({', '.join(BUILT_IN)}), and no named recipe. {error}"
+        ) from error
+    return look_at_recipe(thing)
+
+
+def look_at_installation() -> Look:
+    """Versions, machine, and which extras are there."""
+    facts = environment.facts()
+    extras = environment.extras()
+
+    def show() -> None:
+        console = Console()
+        _pairs(console, facts)
+        console.print()
+        shown = Table("extra", "packages", "to install it", box=None)
+        for name, packages in extras.items():
+            told = ", ".join(f"{p} {v}" if v else f"{p} missing" for p, v in packages.items())
+            shown.add_row(name, told, "" if all(packages.values()) else f"pip install 'limbeck[{name}]'")
+        console.print(shown)
+
+    return {"facts": facts, "extras": extras}, show
+
+
+def look_at_data(source: str) -> Look:
+    """Columns, splits, classes."""
+    from limbeck.data import load_data
+
+    data = load_data(source)
+    first = next(iter(data.splits.values()))
+    batch = first.__getitems__([0])
+    facts = {
+        "source": data.source,
+        "splits": {name: len(split) for name, split in data.splits.items()},
+        "columns": {k: list(v.shape[1:]) if isinstance(v, Tensor) else type(v[0]).__name__ for k, v in batch.items()},
+        "labels": data.labels,
+        "fingerprint": data.fingerprint,
+        "notices": data.notices,
+    }
+    return facts, lambda: print("\n".join([data.describe(), *data.notices]))
+
+
+def look_at_run(path: Path) -> Look:
+    """What a run was and what came of it; never needs its recipe to be readable."""
+    result = path / "result.json"
+    if not result.exists():
+        from limbeck.engine.checkpoint import list_all
+
+        saved = [p.name for p in list_all(path / "checkpoints")]
+        facts: dict[str, Any] = {"folder": str(path), "status": "unfinished", "checkpoints": saved}
+        return facts, lambda: print(
+            f"{path}: not finished; checkpoints: {', '.join(saved) or 'none'}. Go on with: limbeck resume {path}"
+        )
+    facts = json.loads(result.read_text())
+
+    def show() -> None:
+        from limbeck.report.terminal import result_rows, table
+
+        console = Console()
+        console.print(
+            f"{path}: {facts['method']}, made by limbeck {facts['limbeck']} with: {facts['command']}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        console.print(table(result_rows([facts])))
+        for stage in facts["stages"]:
+            console.print(
+                f"stage {stage['name']} ({stage['method']}): {stage['steps']} steps in {stage['seconds']:.1f} s",
+                highlight=False,
+            )
+        if facts["retention"] is not None:
+            console.print(f"retention {facts['retention']:.3f}", highlight=False)
+
+    return facts, show
+
+
+def look_at_recipe(source: str) -> Look:
+    """The recipe with every default written out."""
+    from limbeck.recipe import Recipe
+
+    recipe = Recipe.load(source)
+    return recipe.to_mapping(), lambda: print(recipe.to_yaml())
+
+
+def look_at_model(actor: Actor, data: str | None) -> Look:
+    """Every place one can tap, with parameters, and shapes when data were given."""
+    places: dict[str, dict[str, Any]] = {}
+    for path, module in actor.model.named_modules():
+        if path:
+            places[path] = {"type": type(module).__name__, "parameters": speed.parameters(module)}
+    shapes = _shapes(actor, data) if data is not None else {}
+    for path, shape in shapes.items():
+        places.setdefault(path, {"type": "", "parameters": 0})["shape"] = shape
+    facts = {
+        "model": type(actor.model).__name__,
+        "parameters": actor.parameters_count(),
+        "bytes": speed.size_bytes(actor.model),
+        "taps": places,
+    }
+
+    def show() -> None:
+        console = Console()
+        console.print(
+            f"{facts['model']}: {facts['parameters']:,} parameters, {facts['bytes']:,} bytes", highlight=False
+        )
+        shown = Table("tap path", "layer", "parameters", "shape of one sample", box=None)
+        for path, place in places.items():
+            shown.add_row(path, place["type"], f"{place['parameters']:,}", " ".join(map(str, [place.get("shape", "")])))
+        console.print(shown)
+        if data is None:
+            console.print("Shapes too: limbeck inspect MODEL --data DATA", highlight=False)
+
+    return facts, show
+
+
+def _shapes(actor: Actor, data: str) -> dict[str, Any]:
+    """Shapes (without the batch) of what every submodule gives for two samples of the data."""
+    from limbeck.data import load_data
+
+    found = load_data(data)
+    batch = next(iter(found.splits.values())).__getitems__([0, 1])
+    actor.look_at(found.columns)
+    shapes: dict[str, Any] = {}
+    handles = []
+    for path, module in actor.model.named_modules():
+
+        def note(module: nn.Module, args: Any, value: Any, path: str = path or "output") -> None:
+            tensors = named_tensors(value)
+            shapes[path] = (
+                list(tensors[""].shape[1:]) if "" in tensors else {k: list(t.shape[1:]) for k, t in tensors.items()}
+            )
+
+        handles.append(module.register_forward_hook(note))
+    actor.model.eval()
+    try:
+        with torch.no_grad():
+            actor(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return shapes
+
+
+def look_at_methods(needs: str | None = None) -> Look:
+    """Every listed method with its summary."""
+    cards = {name: cls.card for name, cls in all_methods().items() if needs is None or needs in cls.card.needs}
+
+    def show() -> None:
+        shown = Table("method", "what it does", "needs of the teacher", "use it when", box=None, padding=(0, 2, 0, 0))
+        for name, card in cards.items():
+            shown.add_row(name, card.summary, ", ".join(card.needs) or "nothing", card.use_when)
+        Console().print(shown)
+        print("One method's card and options: limbeck methods NAME")
+
+    return [vars(card) for card in cards.values()], show
+
+
+def look_at_method(name: str) -> Look:
+    """One method's card and options."""
+    cls = find(name)
+    if isinstance(cls, Term):
+        raise RecipeError(f"'{name}' is a loss function; it becomes a method of one term: method={name}")
+    fields = cls.option_model().model_fields
+    options = {
+        key: {
+            "default": getattr(field.default, "spec", lambda field=field: field.default)(),
+            "type": _plain(field.annotation),
+        }
+        for key, field in fields.items()
+    }
+    facts = vars(cls.card) | {"options": options, "class": f"{cls.__module__}:{cls.__qualname__}"}
+
+    def show() -> None:
+        console = Console()
+        card = {k: ", ".join(v) if isinstance(v, tuple) else v for k, v in vars(cls.card).items() if v}
+        _pairs(console, card)
+        console.print("\n" + (cls.__doc__ or "").strip(), highlight=False, markup=False)
+        if options:
+            console.print("\noptions", highlight=False)
+            shown = Table("option", "default", "type", box=None)
+            for key, option in options.items():
+                shown.add_row(key, str(option["default"]), option["type"])
+            console.print(shown)
+
+    return facts, show
+
+
+def _plain(annotation: Any) -> str:
+    return getattr(annotation, "__name__", None) or str(annotation).replace("typing.", "")
+
+
+def _pairs(console: Console, pairs: dict[str, Any]) -> None:
+    shown = Table(box=None, show_header=False)
+    for key, value in pairs.items():
+        shown.add_row(key.replace("_", " "), str(value))
+    console.print(shown)
