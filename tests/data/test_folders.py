@@ -104,4 +104,10 @@ def test_a_manifest_in_a_folder_is_read_and_manifests_named_by_split(pictures: P
     assert {name: len(split) for name, split in data.splits.items()} == {"train": 12, "validation": 6, "test": 12}
     assert data["validation"].ids[0] == "validation/0"
     everything = torch.cat([split.__getitems__(range(len(split)))["id"] for split in data.splits.values()])
-    assert sorted(everything.tolist()) == list(range(30))
+    assert everything.tolist() == list(range(30))
+    assert data.source == str(root)
+    (root / "dev.csv").rename(root / "one.csv")
+    (root / "test.csv").rename(root / "two.csv")
+    (root / "train.csv").unlink()
+    with pytest.raises(RecipeError, match=r"holds several manifests: one\.csv, two\.csv\. Name one of them"):
+        load_data(root)

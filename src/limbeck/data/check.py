@@ -129,6 +129,7 @@ def refuse(source: str, problems: Sequence[Problem], rows: int, skip_bad: bool) 
     bad = len({problem.row for problem in problems if problem.row is not None})
     advice = ""
     if all(problem.soft or problem.row is not None for problem in problems):
-        advice = f"\nMend them, or go on without the {bad} bad of {rows} rows: skip_bad=true."
+        without = f"without the {bad} bad of {rows} rows" if bad else "nevertheless"
+        advice = f"\nMend {'it' if len(problems) == 1 else 'them'}, or go on {without}: skip_bad=true."
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     raise RecipeError(f"The data of {source} have {count}; nothing was started:{lines}{more}{advice}")

@@ -119,7 +119,7 @@ def hub(name: str, args: Mapping[str, Any]) -> Any:
     except ModuleNotFoundError as error:
         raise RecipeError(
             f"data '{name}': there is no such path here ({Path.cwd()}). "
-            "If it is a data set of the Hugging Face hub: pip install 'limbeck[data]'"
+            "If it is a data set of the Hugging Face hub: pip install 'limbeck[data]'."
         ) from error
     try:
         return load_dataset(name, **args)

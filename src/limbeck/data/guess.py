@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from limbeck.data.table import Table
 from limbeck.errors import RecipeError, nearest
 
 LOOKED_AT = 200
-LABEL_NAMES = {"label", "labels", "class", "target", "category", "y"}
+LABEL_NAMES = {"label", "labels", "class", "category"}
+NUMBERED_LABEL_NAMES = LABEL_NAMES | {"target", "y"}  # of whole numbers; with words they may as well be answers
+ROWS_PER_CLASS = 10  # what a text column of another name must repeat to be taken for classes
 
 
 def resolve(table: Table, said: Mapping[str, Any] | None) -> tuple[dict[str, Column], list[str]]:
@@ -78,9 +80,9 @@ def guess(name: str, cells: Sequence[tuple[Any, Path]]) -> Column | None:
     if isinstance(cell, (str, Path)):
         return _words(name, filled)
     if isinstance(cell, (list, tuple, dict)):
-        return Array() if _numeric(cell) else Text()
+        return Array() if all(_regular(one) for one, _ in filled) else Text()
     floating = any(isinstance(one.item() if hasattr(one, "item") else one, float) for one, _ in filled)
-    return Label() if name.lower() in LABEL_NAMES and not floating else Number()
+    return Label() if name.lower() in NUMBERED_LABEL_NAMES and not floating else Number()
 
 
 def _words(name: str, cells: Sequence[tuple[Any, Path]]) -> Column:
@@ -91,10 +93,11 @@ def _words(name: str, cells: Sequence[tuple[Any, Path]]) -> Column:
             return Audio(rate=_rate(cells)) if kind is Audio else kind()
     if endings <= set(Text.suffixes) and all((folder / word).is_file() for word, (_, folder) in zip(words, cells)):
         return Text(file=True)
-    if all(word.startswith("[") for word in words):
+    if all(word.startswith("[") and _regular_json(word) for word in words):
         return Array()
     numbers = [_number(word) for word in words]
-    if name.lower() in LABEL_NAMES and (None in numbers or all(word.lstrip("-").isdecimal() for word in words)):
+    whole = all(word.lstrip("-").isdecimal() for word in words)
+    if name.lower() in (NUMBERED_LABEL_NAMES if whole else LABEL_NAMES) and (whole or None in numbers):
         return Label()
     return Text() if None in numbers else Number()
 
@@ -104,7 +107,7 @@ def _classes(names: Sequence[str], rows: Sequence[tuple[Mapping[str, Any], Path]
     repeating = []
     for name in names:
         words = [row[name] for row, _ in rows if isinstance(row.get(name), str)]
-        if len(words) >= 4 and 2 <= len(set(words)) <= len(words) // 2:
+        if 2 <= len(set(words)) <= len(words) // ROWS_PER_CLASS:
             repeating.append(name)
     return {repeating[0]: Label()} if len(repeating) == 1 else {}
 
@@ -133,8 +136,19 @@ def _empty(cell: Any) -> bool:
     return cell is None or (isinstance(cell, (str, float)) and Label.missing(cell))
 
 
-def _numeric(cell: Any) -> bool:
-    return all(map(_numeric, cell)) if isinstance(cell, (list, tuple)) else isinstance(cell, Real)
+def _regular(cell: Any) -> bool:
+    """Whether nested lists are numbers in one shape; ragged ones stay lists."""
+    try:
+        return bool(np.asarray(cell).dtype.kind in "iubf")
+    except ValueError:
+        return False
+
+
+def _regular_json(word: str) -> bool:
+    try:
+        return _regular(json.loads(word))
+    except json.JSONDecodeError:
+        return False
 
 
 def _number(word: str) -> float | None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from limbeck.data.build import build
+from limbeck.data.collate import listed
 from limbeck.data.datasets import by_split, dataset, hub, is_dataset
 from limbeck.data.folders import folder
 from limbeck.data.manifest import SUFFIXES, is_manifest, manifest, stem
 from limbeck.data.scan import Progress
-from limbeck.data.splits import is_split
+from limbeck.data.splits import SPLITS, is_split, standard
 from limbeck.data.table import Table
 from limbeck.data.tensors import Data
 from limbeck.errors import RecipeError, nearest
@@ -119,9 +121,16 @@ def _path(path: Path, columns: Mapping[str, Any] | None, split: str, id: str | N
         return manifest(path, split=split, id=id)
     found = sorted(one for one in path.iterdir() if one.is_file() and is_manifest(one))
     parts = {stem(one): one for one in found if is_split(stem(one))}
-    if parts:
-        return by_split({name: manifest(one, split=split, id=id) for name, one in parts.items()})
-    called = [one for one in found if stem(one) in ("manifest", "metadata")] or found
+    called = [one for one in found if stem(one) in ("manifest", "metadata")] or ([] if parts else found)
     if len(called) == 1:
         return manifest(called[0], split=split, id=id)
+    if parts:
+        order = sorted(parts, key=lambda name: SPLITS.index(standard(name)))
+        table = by_split({name: manifest(parts[name], split=split, id=id) for name in order})
+        return replace(table, source=str(path))
+    if called:
+        raise RecipeError(
+            f"{path} holds several manifests: {listed([one.name for one in called])}. Name one of them, or say which is "
+            "which: {train: path, test: path}."
+        )
     return folder(path, columns)
