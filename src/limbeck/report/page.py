@@ -1,0 +1,89 @@
+"""The page a run leaves behind: one file that needs nothing else, for one run or for several beside each other."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from limbeck.errors import RecipeError
+from limbeck.report.budget import LARGEST_PAGE, Budget
+from limbeck.report.folder import RunFolder
+from limbeck.report.markup import contents, esc
+from limbeck.report.parts.calibration import calibration
+from limbeck.report.parts.confusion import confusion
+from limbeck.report.parts.disagreement import disagreement
+from limbeck.report.parts.findings import findings
+from limbeck.report.parts.head import head
+from limbeck.report.parts.learning import learning
+from limbeck.report.parts.making import making, notices
+from limbeck.report.parts.results import results
+from limbeck.report.parts.tradeoff import tradeoff
+
+
+def write(folders: Sequence[Path], out: Path) -> Path:
+    """Write one HTML page about these run folders to ``out`` (a file, or a folder that gets ``report.html``).
+
+    One run is told, several are compared. The page loads nothing and stays below 3 MB; parts that a run has no files
+    for are left out with a sentence. It is written aside and renamed, so that a reader never sees half a page.
+
+    Raises:
+        RecipeError: no folder was given, or one has no readable ``result.json``.
+    """
+    if not folders:
+        raise RecipeError("a report needs at least one run folder; none was given.")
+    out = Path(out)
+    target = out / "report.html" if out.is_dir() else out
+    text = page([RunFolder.read(Path(folder)) for folder in folders])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.{os.getpid()}")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, target)
+    return target
+
+
+def page(runs: Sequence[RunFolder]) -> str:
+    """The whole page as text, with as much detail as fits."""
+    budget = Budget.for_runs(len(runs))
+    text = _page(runs, budget)
+    while len(text.encode()) > LARGEST_PAGE and budget.cells > 1:
+        budget = budget.less()
+        text = _page(runs, budget)
+    return text
+
+
+def _page(runs: Sequence[RunFolder], budget: Budget) -> str:
+    sections = [
+        results(runs),
+        tradeoff(runs),
+        learning(runs),
+        confusion(runs, budget),
+        disagreement(runs, budget),
+        calibration(runs),
+        findings(runs, budget),
+        notices(runs),
+        making(runs),
+    ]
+    title = esc(runs[0].name if len(runs) == 1 else f"{len(runs)} runs", 100)
+    style, script = _asset("page.css"), _asset("page.js")
+    # nothing may be loaded and no other script may run, even if something slipped through the escaping
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    version = esc(runs[0].result.get("limbeck") or "", 30)
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">\n'
+        f"<title>{title} · Limbeck</title>\n<style>{style}</style>\n</head>\n<body>\n<main>\n"
+        f"{head(runs)}\n{contents(sections)}\n{''.join(sections)}\n"
+        f"<footer>Written by Limbeck {version}. This page is one file and loads nothing.</footer>\n</main>\n"
+        f"<script>{script}</script>\n</body>\n</html>\n"
+    )
+
+
+def _asset(name: str) -> str:
+    return (resources.files("limbeck.report") / "assets" / name).read_text(encoding="utf-8")

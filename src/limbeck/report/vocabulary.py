@@ -1,0 +1,79 @@
+"""What the figures are called, what they mean and how they are written; the roles and what they are drawn with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from limbeck.report import numbers
+
+
+@dataclass(frozen=True)
+class Word:
+    """A figure in words: its name, whether it is a share of 1, which way is better, and one line that explains it."""
+
+    name: str
+    is_share: bool
+    higher_is_better: bool
+    meaning: str
+
+    def write(self, value: Any) -> str:
+        return numbers.share(value) if self.is_share else numbers.plain(value, zeros=True)
+
+    def tick(self, value: float) -> str:
+        """On an axis, where the numbers are round."""
+        return numbers.plain(100 * value) + f"{numbers.THIN}%" if self.is_share else numbers.plain(value)
+
+    def tick_difference(self, value: float) -> str:
+        return ("+" if value > 0 else "") + numbers.plain(100 * value if self.is_share else value)
+
+    def difference(self, value: Any) -> str:
+        return numbers.points(value) if self.is_share else numbers.signed(value)
+
+    def size(self, value: float) -> str:
+        """How far from zero, without a sign."""
+        return self.difference(abs(value)).lstrip("+")
+
+
+FIGURES = {
+    "accuracy": Word("accuracy", True, True, "share of samples whose class is right"),
+    "f1_weighted": Word("weighted F1", True, True, "F1 per class, weighted by how often the class occurs"),
+    "mean_class_accuracy": Word("mean class accuracy", True, True, "accuracy per class, every class counting the same"),
+    "kappa": Word("Cohen’s kappa", False, True, "agreement with the truth beyond chance, 1 at best"),
+    "nll": Word("negative log-likelihood", False, False, "surprise at the truth, in nats"),
+    "ece": Word("calibration error", True, False, "distance between confidence and accuracy, over 15 bins"),
+    "brier": Word("Brier score", False, False, "squared distance of the probabilities from the truth, 0 to 2"),
+    "agreement": Word("agreement with the teacher", True, True, "share of samples on which both name the same class"),
+    "kl_to_teacher": Word("KL from the teacher", False, False, "distance of the student’s probabilities, in nats"),
+    "logit_correlation": Word("logit correlation", False, True, "correlation with the teacher’s centred logits"),
+    "f1_micro": Word("micro F1", True, True, "F1 over all decisions together"),
+    "f1_macro": Word("macro F1", True, True, "F1 per label, every label counting the same"),
+    "map": Word("mean average precision", True, True, "area under precision over recall, mean over labels"),
+    "exact_match": Word("exact match", True, True, "share of samples on which every label is right"),
+    "mse": Word("mean squared error", False, False, "in the target’s unit squared"),
+    "rmse": Word("root mean squared error", False, False, "in the target’s unit"),
+    "mae": Word("mean absolute error", False, False, "in the target’s unit"),
+    "r2": Word("R²", False, True, "share of the target’s variance that is explained"),
+    "pearson": Word("Pearson correlation", False, True, "linear correlation with the target"),
+    "spearman": Word("Spearman correlation", False, True, "correlation of ranks with the target"),
+    "miou": Word("mean IoU", True, True, "intersection over union per class, mean over classes"),
+    "pixel_accuracy": Word("pixel accuracy", True, True, "share of pixels whose class is right"),
+}
+
+
+def word(figure: str, higher_is_better: bool = True) -> Word:
+    """The words for a figure; one that is not known goes by its own name."""
+    return FIGURES.get(figure) or Word(figure.replace("_", " "), False, higher_is_better, "")
+
+
+def unit(name: str) -> Callable[[Any], str]:
+    """How values in a unit that a finding names are written: a share in per cent, others as they are."""
+    if name == "share":
+        return numbers.share
+
+    def write(value: Any) -> str:
+        tail = f"{numbers.THIN}{name}" if name and numbers.real(value) is not None else ""
+        return numbers.plain(value, zeros=True) + tail
+
+    return write
