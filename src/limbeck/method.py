@@ -285,6 +285,17 @@ class Procedure(Options, Bound):
     def __init__(self, **options: Any):
         self._take(options, _name(type(self)))
         self.notices: list[str] = []
+        self.memory: dict[str, Any] = {}
+
+    def remember(self, name: str, make: Callable[[], Any]) -> Any:
+        """What `make()` gave the first time: tensors and plain data, kept in the checkpoint.
+
+        A resumed run goes through `stages` again without training what is finished; whatever depends on networks or
+        chance there (which rows come next) is asked through this, so that it is the same again.
+        """
+        if name not in self.memory:
+            self.memory[name] = make()
+        return self.memory[name]
 
     def stages(self) -> Generator[Stage, StageResult, None]:
         """Yield the stages in order."""

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from limbeck.actors import Teacher
+from limbeck.data.tensors import Data
 from limbeck.engine import random_state, weights
 from limbeck.engine.settings import TrainSettings
 from limbeck.engine.trainer import Situation, Trainer
@@ -35,23 +37,26 @@ class Course:
         self._finished: list[dict[str, Any]] = []
         self._taught: dict[str, Any] = {}
         self._steps_before = 0
+        self._untouched = self._versions()
 
     def run(self, state: dict[str, Any] | None = None) -> list[StageResult]:
         """Run all stages; with `state` (a checkpoint) continue from there."""
+        if state is not None and isinstance(self.plan, Procedure):
+            self.plan.memory = dict(state["memory"])
+        for network in (self.situation.student.model, *(member.model for member in self._members().values())):
+            network.eval()  # as after every stage, so that a procedure asks them alike in a resumed run
         stages = self._stages()
         stage = next(stages, None)
         while stage is not None:
-            position = len(self.results)
-            past = state["finished"][position] if state is not None and position < len(state["finished"]) else None
-            trainer = self._enter(stage, state if past is None else None, past)
-            if past is not None:
-                result = StageResult(**past["result"])
-                self._steps_before += result.steps
-                self._finished.append(past)
+            if state is not None and len(self.results) < len(state["finished"]):
+                result = self._recall(stage, state["finished"][len(self.results)])
+                if len(self.results) + 1 == len(state["finished"]) and state["stage"] is None:
+                    self._return_to(state)  # before the procedure sees the result: it may ask the student what is next
+                    state = None
             else:
-                state = None
-                result = trainer.run()  # type: ignore[union-attr]
-                self._close(trainer, result)  # type: ignore[arg-type]
+                trainer, state = self._enter(stage, state), None
+                result = trainer.run()
+                self._close(trainer, result)
             self.results.append(result)
             try:
                 stage = stages.send(result)
@@ -81,42 +86,51 @@ class Course:
             own["steps"] = None
         return TrainSettings(**(base | own))
 
-    def _enter(self, stage: Stage, state: dict[str, Any] | None, past: dict[str, Any] | None) -> Trainer | None:
-        """Bind and set up the stage's method; put stored weights back; make its trainer (unless the stage is past)."""
+    def _settle(self, stage: Stage, structure: dict[str, Any] | None) -> Method:
+        """Bind and set up the stage's method; repeat what was done to student and method before they were saved."""
         situation, method = self.situation, stage.method
         if not isinstance(method, Method):
             raise RecipeError(f"stage '{stage.name}' holds a {type(method).__name__}; a stage has one Method.")
-        if state is not None and state["stage"] is None:
-            self._give_networks(state)
-            random_state.restore_all(self._own_random(state), situation.world.device)
-        settle(method, situation)
+        settle(method, situation, stage.data or situation.data)
         self.methods.append(method)
         method.to(situation.world.device)
-        if past is not None:
-            method.restructure(past["structure"])
-            weights.give(method, past["method"])
-            return None
-        resumed = state is not None and state["stage"] is not None
-        if resumed:
-            assert state is not None
-            method.restructure(state["structure"])
+        if structure is not None:
+            method.restructure(structure)
+        return method
+
+    def _recall(self, stage: Stage, past: dict[str, Any]) -> StageResult:
+        """A finished stage: its method as it was left, and its result."""
+        weights.give(self._settle(stage, past["structure"]), past["method"])
+        result = StageResult(**past["result"])
+        self._steps_before += result.steps
+        self._finished.append(past)
+        return result
+
+    def _enter(self, stage: Stage, state: dict[str, Any] | None) -> Trainer:
+        """A stage to be run, from its beginning or from where `state` left it."""
+        situation = self.situation
+        method = self._settle(stage, state["structure"] if state is not None else None)
         trainer = Trainer(stage, situation, self.settings_of(stage))
         situation.save = lambda own: self._save(trainer, own)
-        if resumed:
-            assert state is not None
-            self._give_networks(state)
+        if state is not None:
             weights.give(method, state["method"])
-            trainer.restore(state["stage"], self._own_random(state))
-            situation.log.rewind(state["log"])
-        elif state is not None:
-            situation.log.rewind(state["log"])
+            trainer.restore(state["stage"])
+            self._return_to(state)
         return trainer
+
+    def _return_to(self, state: dict[str, Any]) -> None:
+        """Student, teachers, random generators and log as they were when `state` was saved."""
+        self._give_networks(state)
+        random_state.restore_all(self._own_random(state), self.situation.world.device)
+        self.situation.log.rewind(state["log"])
 
     def _save(self, trainer: Trainer, own: dict[str, Any] | None) -> None:
         """Write a checkpoint: in the middle of a stage, or (own=None) between two."""
         situation = self.situation
         networks = {name: weights.take(module) for name, module in trainer.networks().items()}
-        self._taught |= {name: state for name, state in networks.items() if name.startswith("teacher.")}
+        for name, version in self._versions().items():
+            if version != self._untouched[name]:
+                self._taught[f"teacher.{name}"] = weights.take(self._members()[name].model)
         randoms: list[Any] = [random_state.capture_all(situation.world.device)]
         if situation.world.size > 1:
             randoms = [None] * situation.world.size
@@ -130,6 +144,7 @@ class Course:
                 "structure": trainer.method.structure() if own is not None else {},
                 "stage": own,
                 "finished": self._finished,
+                "memory": self.plan.memory if isinstance(self.plan, Procedure) else {},
                 "random": randoms,
                 "log": situation.log.position(),
             }
@@ -152,9 +167,18 @@ class Course:
     def _give_networks(self, state: dict[str, Any]) -> None:
         weights.give(self.situation.student.model, state["student"])
         self._taught = dict(state["teachers"])
-        members = self.situation.teacher.members if self.situation.teacher else {}
         for name, stored in state["teachers"].items():
-            weights.give(members[name.removeprefix("teacher.")].model, stored)
+            weights.give(self._members()[name.removeprefix("teacher.")].model, stored)
+
+    def _members(self) -> dict[str, Teacher]:
+        return self.situation.teacher.members if self.situation.teacher is not None else {}
+
+    def _versions(self) -> dict[str, int]:
+        """How often each teacher's tensors were written to, by an optimiser or by hand: one that was must be saved."""
+        return {
+            name: sum(tensor._version for tensor in (*member.model.parameters(), *member.model.buffers()))
+            for name, member in self._members().items()
+        }
 
     def _own_random(self, state: dict[str, Any]) -> dict[str, Any]:
         rank = self.situation.world.rank
@@ -165,7 +189,7 @@ class Course:
         return state["random"][rank]
 
 
-def settle(method: Method, situation: Situation) -> None:
+def settle(method: Method, situation: Situation, data: Data | None = None) -> None:
     """Bind a method to the situation, probe both actors on a few samples, and let it build what it needs.
 
     Raises:
@@ -182,7 +206,7 @@ def settle(method: Method, situation: Situation) -> None:
             f"{card.name} needs a teacher, and there is none. Give teacher=..., or a method that needs none (supervised)."
         )
     method.prepare()
-    split = situation.data.splits["train"]
+    split = (data or situation.data).splits["train"]
     probe = to_device(split.__getitems__(list(range(min(4, len(split))))), situation.world.device)
     for actor in (student, teacher):
         if actor is not None:
@@ -197,4 +221,5 @@ def _one(stage: Stage) -> Stages:
 
 
 def _each(stages: Iterable[Stage]) -> Stages:
-    yield from stages
+    for stage in stages:  # noqa: UP028 - a list takes no results
+        yield stage

@@ -14,7 +14,7 @@ from torch import nn
 from limbeck.actors import Student, Teacher
 from limbeck.data.loader import Loader
 from limbeck.data.tensors import Data
-from limbeck.engine import random_state, validate, weights
+from limbeck.engine import validate, weights
 from limbeck.engine.ema import MovingAverage
 from limbeck.engine.log import Log
 from limbeck.engine.processes import World
@@ -102,7 +102,7 @@ class Trainer:
         )
         self.stepper = Stepper(self.method, settings, self.world, pieces=self._pieces(), limit=situation.memory_limit)
         self.ema = MovingAverage(situation.student.model, settings.ema) if settings.ema else None
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self.last_loss = 0, 0.0, float("nan")
         self.best: dict[str, Any] = {"loss": None, "metric": None, "epoch": None, "since": 0}
         self.best_weights: dict[str, Any] | None = None
         self._saved_at = time.monotonic()
@@ -181,6 +181,7 @@ class Trainer:
             _refuse_changes(self.method, before)
         self.step += 1
         if lines:
+            self.last_loss = lines[-1]["loss"]
             rate = len(batch["id"]) * self.world.size / max(time.monotonic() - clock, 1e-9)
             self.situation.observer.step(progress, lines[-1]["loss"], rate)
             if logging:
@@ -301,11 +302,10 @@ class Trainer:
             "ema": self.ema.state_dict() if self.ema else None,
             "best": self.best,
             "best_weights": self.best_weights,
-            "random": random_state.capture_all(self.world.device),
         }
 
-    def restore(self, state: dict[str, Any], rank_random: dict[str, Any]) -> None:
-        """Continue from `state()`; weights were put back before."""
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from `state()`; weights and random generators are put back by the course."""
         self.step, self.seconds = state["step"], state["seconds"]
         self.stepper.pieces = state["pieces"]
         for name, stored in state["optimizers"].items():
@@ -317,7 +317,6 @@ class Trainer:
         if self.ema is not None and state["ema"]:
             self.ema.load_state_dict(state["ema"])
         self.best, self.best_weights = state["best"], state["best_weights"]
-        random_state.restore_all(rank_random, self.world.device)
 
     def _pieces(self) -> int:
         if self.settings.micro_batch == "auto":
