@@ -287,14 +287,14 @@ class Procedure(Options, Bound):
         self.notices: list[str] = []
         self.memory: dict[str, Any] = {}
 
-    def remember(self, name: str, make: Callable[[], Any]) -> Any:
-        """What `make()` gave the first time: tensors and plain data, kept in the checkpoint.
+    def remember(self, name: str, make: Callable[..., Any], *args: Any) -> Any:
+        """What `make(*args)` gave the first time: tensors and plain data, kept in the checkpoint.
 
         A resumed run goes through `stages` again without training what is finished; whatever depends on networks or
         chance there (which rows come next) is asked through this, so that it is the same again.
         """
         if name not in self.memory:
-            self.memory[name] = make()
+            self.memory[name] = make(*args)
         return self.memory[name]
 
     def stages(self) -> Generator[Stage, StageResult, None]:

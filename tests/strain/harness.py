@@ -72,7 +72,7 @@ def steps(where: Situation, epochs: int = 2) -> Iterator[dict[str, Any]]:
 
 def finish(factory: Factory) -> Course:
     """Build everything and run to the end, undisturbed."""
-    plan, where = _fresh(factory)
+    plan, where = fresh(factory)
     course = Course(plan, where)
     course.run()
     return course
@@ -114,7 +114,8 @@ class Killed(BaseException):
     """The process is gone."""
 
 
-def _fresh(factory: Factory) -> tuple[Any, Situation]:
+def fresh(factory: Factory) -> tuple[Any, Situation]:
+    """What the factory builds, with the random numbers that every run here begins with."""
     random_state.seed_all(0)
     plan, where = factory()
     random_state.seed_all(1)
@@ -122,7 +123,7 @@ def _fresh(factory: Factory) -> tuple[Any, Situation]:
 
 
 def _saving(factory: Factory) -> tuple[Any, Situation]:
-    plan, where = _fresh(factory)
+    plan, where = fresh(factory)
     where.settings = where.settings.model_copy(update={"save_every": 0.0})
     return plan, where
 
@@ -155,7 +156,7 @@ def _cut_off(factory: Factory, folder: Path, *, save: int, die: int) -> None:
 
 
 def _go_on(factory: Factory, folder: Path) -> Course:
-    plan, where = _fresh(factory)
+    plan, where = fresh(factory)
     random_state.seed_all(77)
     with torch.no_grad():
         for tensor in where.student.model.state_dict().values():

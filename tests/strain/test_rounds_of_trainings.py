@@ -25,7 +25,7 @@ class Queries(Procedure):
             chosen = TensorSplit({k: v[known] for k, v in pool.tensors.items() if k != "id"}, 1000 * (turn + 1))
             data = Data({"train": chosen, "validation": rows(12, 500, 2)}, fingerprint=str(turn))
             yield Stage(f"round {turn}", Supervised(), steps=2, data=data)
-            known = self.remember(f"known {turn}", lambda: torch.cat([known, self.unsure(pool, known)]))
+            known = torch.cat([known, self.remember(f"added {turn}", self.unsure, pool, known)])
         self.known = known
 
     @torch.no_grad()
