@@ -48,6 +48,8 @@ class Course:
         stages = self._stages()
         stage = next(stages, None)
         while stage is not None:
+            if state is not None and self._wants_more(stage, state):
+                state = state["ended"] | {"finished": state["finished"][:-1], "memory": state["memory"]}
             if state is not None and len(self.results) < len(state["finished"]):
                 result = self._recall(stage, state["finished"][len(self.results)])
                 if len(self.results) + 1 == len(state["finished"]) and state["stage"] is None:
@@ -55,8 +57,10 @@ class Course:
                     state = None
             else:
                 trainer, state = self._enter(stage, state), None
-                result = trainer.run()
-                self._close(trainer, result)
+                trainer.run()
+                ended = self._capture(trainer, trainer.state())
+                result = trainer.select()
+                self._close(trainer, result, ended)
             self.results.append(result)
             try:
                 stage = stages.send(result)
@@ -85,6 +89,13 @@ class Course:
         elif "epochs" in own and own["epochs"] is not None:
             own["steps"] = None
         return TrainSettings(**(base | own))
+
+    def _wants_more(self, stage: Stage, state: dict[str, Any]) -> bool:
+        """Whether the stage that finished last has been given a longer budget since, so that it goes on from its end."""
+        if state["stage"] is not None or len(self.results) + 1 != len(state["finished"]):
+            return False
+        settings, (epochs, steps) = self.settings_of(stage), state["budget"]
+        return (settings.steps or 0) > (steps or 0) if settings.steps else (settings.epochs or 0) > (epochs or 0)
 
     def _settle(self, stage: Stage, structure: dict[str, Any] | None) -> Method:
         """Bind and set up the stage's method; repeat what was done to student and method before they were saved."""
@@ -125,7 +136,16 @@ class Course:
         self.situation.log.rewind(state["log"])
 
     def _save(self, trainer: Trainer, own: dict[str, Any] | None) -> None:
-        """Write a checkpoint: in the middle of a stage, or (own=None) between two."""
+        """Write a checkpoint in the middle of a stage."""
+        self._store(trainer, self._capture(trainer, own))
+
+    def _store(self, trainer: Trainer, state: dict[str, Any]) -> None:
+        if self.situation.world.main and self.store is not None:
+            self.store(self._steps_before + trainer.step, state | {"finished": self._finished})
+        self.situation.world.wait()
+
+    def _capture(self, trainer: Trainer, own: dict[str, Any] | None) -> dict[str, Any]:
+        """The state of the run in the middle of a stage, or (own=None) between two. Every process must call it."""
         situation = self.situation
         networks = {name: weights.take(module) for name, module in trainer.networks().items()}
         for name, version in self._versions().items():
@@ -135,24 +155,21 @@ class Course:
         if situation.world.size > 1:
             randoms = [None] * situation.world.size
             dist.all_gather_object(randoms, random_state.capture_all(situation.world.device))
-        if situation.world.main and self.store is not None:
-            state = {
-                "torch": torch.__version__,
-                "student": networks["student"],
-                "teachers": self._taught,
-                "method": networks["method"] if own is not None else {},
-                "structure": trainer.method.structure() if own is not None else {},
-                "stage": own,
-                "finished": self._finished,
-                "memory": self.plan.memory if isinstance(self.plan, Procedure) else {},
-                "random": randoms,
-                "log": situation.log.position(),
-            }
-            self.store(self._steps_before + trainer.step, state)
-        situation.world.wait()
+        return {
+            "torch": torch.__version__,
+            "student": networks["student"],
+            "teachers": dict(self._taught),
+            "method": networks["method"] if own is not None else {},
+            "structure": trainer.method.structure() if own is not None else {},
+            "stage": own,
+            "budget": [trainer.settings.epochs, trainer.settings.steps],
+            "memory": self.plan.memory if isinstance(self.plan, Procedure) else {},
+            "random": randoms,
+            "log": situation.log.position(),
+        }
 
-    def _close(self, trainer: Trainer, result: StageResult) -> None:
-        self._steps_before += result.steps
+    def _close(self, trainer: Trainer, result: StageResult, ended: dict[str, Any]) -> None:
+        """A stage is over: a checkpoint between two stages, which keeps how the stage ended in case its budget grows."""
         self._finished.append(
             {
                 "result": dataclasses.asdict(result),
@@ -160,8 +177,7 @@ class Course:
                 "method": weights.take(trainer.method),
             }
         )
-        self._steps_before -= result.steps
-        self._save(trainer, None)
+        self._store(trainer, self._capture(trainer, None) | {"ended": ended})
         self._steps_before += result.steps
 
     def _give_networks(self, state: dict[str, Any]) -> None:

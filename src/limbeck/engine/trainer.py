@@ -107,8 +107,8 @@ class Trainer:
         self.best_weights: dict[str, Any] | None = None
         self._saved_at = time.monotonic()
 
-    def run(self) -> StageResult:
-        """Train to the end; the student (and the method) hold the selected weights afterwards."""
+    def run(self) -> None:
+        """Train to the end of the budget."""
         self.situation.observer.stage(self.stage.name, self.steps, self.step)
         started = time.monotonic() - self.seconds
         try:
@@ -116,6 +116,9 @@ class Trainer:
                 self._epochs(started)
         finally:
             self.seconds = time.monotonic() - started
+
+    def select(self) -> StageResult:
+        """Put the selected weights into the student (and the method); gives what the stage came to."""
         if self.settings.select == "best" and self.best_weights is not None:
             self._give(self.best_weights)
         elif self.ema is not None:
