@@ -27,10 +27,10 @@ def plain(value: Any, digits: int = 3, *, zeros: bool = False) -> str:
         return NONE
     if number == 0:
         return "0"
-    size = math.floor(math.log10(abs(number)))
+    mantissa, _, power = f"{number:.{digits - 1}e}".partition("e")
+    size = int(power)
     if size >= 6 or size < -4:
-        mantissa = f"{number / 10**size:.{digits - 1}f}".rstrip("0").rstrip(".")
-        return _sign(f"{mantissa}e{size}")
+        return _sign(f"{mantissa.rstrip('0').rstrip('.')}e{size}")
     text = f"{number:,.{max(0, digits - 1 - size)}f}"
     return _sign(text.rstrip("0").rstrip(".") if "." in text and not zeros else text)
 

@@ -31,7 +31,7 @@ def write(folders: Sequence[Path], out: Path) -> Path:
     for are left out with a sentence. It is written aside and renamed, so that a reader never sees half a page.
 
     Raises:
-        RecipeError: no folder was given, or one has no readable ``result.json``.
+        RecipeError: no folder was given, one has no readable ``result.json``, or they measure different metrics.
     """
     if not folders:
         raise RecipeError("a report needs at least one run folder; none was given.")
@@ -46,7 +46,17 @@ def write(folders: Sequence[Path], out: Path) -> Path:
 
 
 def page(runs: Sequence[RunFolder]) -> str:
-    """The whole page as text, with as much detail as fits."""
+    """The whole page as text, with as much detail as fits.
+
+    Raises:
+        RecipeError: the runs measure different things, so that nothing on the page could be compared.
+    """
+    metrics = list(dict.fromkeys(run.metric for run in runs))
+    if len(metrics) > 1:
+        raise RecipeError(
+            f"these runs measure different metrics ({', '.join(metrics)}) and cannot stand on one page. "
+            f"Report those of each metric on a page of its own."
+        )
     budget = Budget.for_runs(len(runs))
     text = _page(runs, budget)
     while len(text.encode()) > LARGEST_PAGE and budget.cells > 1:

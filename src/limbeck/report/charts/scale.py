@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
+TINY = 1e-250  # below it floats lose their digits, and a logarithm of them shows nothing
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -31,15 +33,17 @@ class Scale:
 
 def fit(values: Iterable[float], start: float, end: float, *, log: bool = False, room: float = 0.06) -> Scale:
     """A scale that holds all finite values with some room around them; one value alone gets a span of its own."""
-    finite = [value for value in values if math.isfinite(value) and (value > 0 or not log)] or [0.0 if not log else 1.0]
+    finite = [value for value in values if math.isfinite(value) and (value > TINY or not log)] or [
+        0.0 if not log else 1.0
+    ]
     low, high = min(finite), max(finite)
     if log:
         low, high = (low / 2, high * 2) if high / low < 1.02 else (low, high)
         grown = (high / low) ** room
         return Scale(low / grown, high * grown, start, end, log=True)
-    if high - low <= 1e-9 * max(abs(low), abs(high)):
-        spread = abs(low) * 0.1 or 1.0
-        low, high = low - spread, high + spread
+    if high - low <= max(1e-9 * max(abs(low), abs(high)), TINY):
+        half = abs(low) * 0.1 if abs(low) > TINY else 1.0
+        low, high = low - half, high + half
     more = (high - low) * room
     return Scale(low - more, high + more, start, end)
 
@@ -61,7 +65,7 @@ def _ticks(low: float, high: float, wanted: int) -> list[float]:
     power = 10 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
     first = math.ceil(low / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+    return [float(f"{i * step:.12g}") for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def _log_ticks(low: float, high: float, wanted: int) -> list[float]:

@@ -44,7 +44,7 @@ def _block(block: dict[str, Any], budget: Budget) -> str:
     shown = _table if too_many or not _numeric(values) else draw
     if too_many:
         rows, values = rows[: max(1, budget.cells // len(columns))], values[: max(1, budget.cells // len(columns))]
-    content = shown(title, rows, columns, values, str(block.get("unit") or ""))
+    content = shown(title, rows, columns, values, str(block.get("unit") or "")[:20])
     return figure(content, caption, kind="tab" if shown is _table else "figure")
 
 
@@ -75,7 +75,7 @@ def _table(title: str, rows: list[str], columns: list[str], values: list[list[An
     def cell(value: Any) -> Cell:
         number = real(value)
         if number is not None:
-            return Cell(write(number), number)
+            return Cell(esc(write(number)), number)
         return Cell(
             NONE if value is None else name(value, 60), "" if value is None else str(value), numeric=value is None
         )

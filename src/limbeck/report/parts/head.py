@@ -52,10 +52,8 @@ def worth(run: RunFolder) -> str:
 
 def _best(runs: Sequence[RunFolder]) -> str:
     scored = [run for run in runs if numbers.real((run.roles.get("student") or {}).get("metric")) is not None]
-    if not scored or any(
-        (run.metric, run.higher_is_better) != (runs[0].metric, runs[0].higher_is_better) for run in runs
-    ):
-        return "The runs have no metric in common, so none is called the best."
+    if not scored:
+        return "No student was measured."
     written = word(runs[0].metric, runs[0].higher_is_better)
     top = (max if runs[0].higher_is_better else min)(scored, key=lambda run: run.roles["student"]["metric"])
     score = written.write(top.roles["student"]["metric"])

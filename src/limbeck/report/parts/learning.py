@@ -8,7 +8,7 @@ from limbeck.report import numbers
 from limbeck.report.charts.lines import Curve, curves
 from limbeck.report.charts.stack import band
 from limbeck.report.folder import RunFolder
-from limbeck.report.markup import figure, legend, missing, panels, per_run, role, section
+from limbeck.report.markup import esc, figure, legend, missing, panels, per_run, role, section
 from limbeck.report.parts.track import Record, Track, share_of, term
 from limbeck.report.vocabulary import word
 
@@ -30,7 +30,7 @@ def together(runs: Sequence[RunFolder]) -> str:
     if not chart:
         return ""
     keys = [(f"{i + 1}  {run.name}", f"c{i % COLOURS}") for i, run in enumerate(runs)]
-    return figure(panels(chart, legend(keys)), f"The {written.name} on the validation split, all runs.")
+    return figure(panels(chart, legend(keys)), f"The {esc(written.name)} on the validation split, all runs.")
 
 
 def _of(run: RunFolder) -> str:
