@@ -24,6 +24,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Knowledge distillation: bring any teacher, any student and your data.\n\n"
     "First time here: `limbeck demo`. With your own files: `limbeck inspect DATA`, then `limbeck distill recipe.yaml`. "

@@ -191,8 +191,14 @@ class _Life:
         existing = self._check_folder()
         if existing is not None:
             return existing
-        with only_here(self.folder):
-            return self._train()
+        fresh = not self.folder.exists()
+        try:
+            with only_here(self.folder):
+                return self._train()
+        except RecipeError:
+            if fresh and not [p for p in self.folder.iterdir() if p.name != ".lock"]:
+                shutil.rmtree(self.folder)  # nothing was started, so nothing is left
+            raise
 
     def say(self, sentence: str) -> None:
         self.notices.append(sentence)
