@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 from torch import Tensor, nn
 
 from limbeck.actors import Student, Teacher
+from limbeck.data.tensors import Data
 from limbeck.errors import RecipeError
 from limbeck.objectives import Loss, Objective, Term
 from limbeck.options import Options
@@ -84,11 +85,12 @@ class Outcome:
 
 
 class Bound:
-    """What the engine ties to a method or a procedure: student, teacher, task. Never registered as submodules."""
+    """What the engine ties to a method or a procedure: student, teacher, task, data. Never registered as submodules."""
 
     student: ClassVar[Student]
     teacher: ClassVar[Teacher | None]
     task: ClassVar[Task | None]
+    data: ClassVar[Data]  # the stage's own: how many rows a memory needs, a further split to draw from
     progress: ClassVar[Progress]
     card: ClassVar[Card]
 
@@ -97,6 +99,10 @@ class Bound:
         for name, value in (("student", student), ("teacher", teacher), ("task", task)):
             object.__setattr__(self, name, value)  # not setattr: nothing here is a submodule
         return self
+
+    def look_at(self, data: Data) -> None:
+        """Tie the data to this object."""
+        object.__setattr__(self, "data", data)
 
     def prepare(self) -> None:
         """Before the probe: declare further taps here (`self.teacher.tap(name, path)`)."""
@@ -215,6 +221,11 @@ class Sum(Transfer):
         for member in self.members.values():
             member.bind(student, teacher, task)  # type: ignore[operator]
         return super().bind(student, teacher, task)
+
+    def look_at(self, data: Data) -> None:
+        for member in self._each():
+            member.look_at(data)
+        super().look_at(data)
 
     def prepare(self) -> None:
         for member in self._each():

@@ -16,7 +16,7 @@ from limbeck.engine.settings import TrainSettings
 from limbeck.engine.trainer import Situation, Trainer
 from limbeck.engine.validate import to_device
 from limbeck.errors import RecipeError
-from limbeck.method import Method, Procedure, Stage, StageResult
+from limbeck.method import Card, Method, Procedure, Stage, StageResult
 
 Stages = Generator[Stage, StageResult, None]
 
@@ -73,6 +73,7 @@ class Course:
             return _one(Stage("distil", self.plan))
         if isinstance(self.plan, Procedure):
             self.plan.bind(self.situation.student, self.situation.teacher, self.situation.task)
+            self.plan.look_at(self.situation.data)
             return self.plan.stages()
         return _each(self.plan)
 
@@ -213,7 +214,8 @@ def settle(method: Method, situation: Situation, data: Data | None = None) -> No
     """
     student, teacher, task = situation.student, situation.teacher, situation.task
     method.bind(student, teacher, task)
-    card = method.card
+    method.look_at(data or situation.data)
+    card = getattr(method, "card", Card(type(method).__name__))
     if teacher is not None:
         for member in {id(t): t for t in [teacher, *teacher.members.values()]}.values():
             member.mode = "through" if card.teacher_mode == "through" else "frozen"
@@ -222,7 +224,7 @@ def settle(method: Method, situation: Situation, data: Data | None = None) -> No
             f"{card.name} needs a teacher, and there is none. Give teacher=..., or a method that needs none (supervised)."
         )
     method.prepare()
-    split = (data or situation.data).splits["train"]
+    split = method.data.splits["train"]
     probe = to_device(split.__getitems__(list(range(min(4, len(split))))), situation.world.device)
     for actor in (student, teacher):
         if actor is not None:

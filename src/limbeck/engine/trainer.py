@@ -328,7 +328,7 @@ class Trainer:
 
 
 def _plain_attributes(method: Method) -> dict[str, str]:
-    skip = ("training", "progress", "student", "teacher", "task", "notices")
+    skip = ("training", "progress", "student", "teacher", "task", "data", "notices")
     return {k: repr(v) for k, v in vars(method).items() if not k.startswith("_") and k not in skip and not callable(v)}
 
 
