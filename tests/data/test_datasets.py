@@ -110,6 +110,13 @@ def test_what_is_no_dataset_of_dicts() -> None:
         load_data(Stream())
     with pytest.raises(RecipeError, match=r'items of Tuples are of type tuple; .*\{"image": image, "label": label\}'):
         load_data(Tuples())
+
+    class Locked(Points):
+        def __getitem__(self, index: int) -> Any:
+            raise OSError("locked")
+
+    with pytest.raises(RecipeError, match=r"first row of Locked cannot be read \(OSError: locked\)"):
+        load_data(Locked())
     with pytest.raises(RecipeError, match="has no rows"):
         load_data(Points(0))
     with pytest.raises(RecipeError, match="have no 'idd', given as id"):

@@ -48,14 +48,17 @@ def dataset(source: Any, *, split: str = "split", id: str | None = None) -> Tabl
         split, id: columns of the items, as in a manifest.
 
     Raises:
-        RecipeError: it has no length or no rows, its first item is not a dict, or a column asked for is not there.
+        RecipeError: it has no length or no rows, its first item is not to be had or not a dict, or a column asked for is not there.
     """
     name = type(source).__name__
     if not hasattr(source, "__len__") or not hasattr(source, "__getitem__"):
         raise RecipeError(f"{name} has no length, or no items by number; needed is a map-style Dataset.")
     if len(source) == 0:
         raise RecipeError(f"The {name} has no rows.")
-    first = source[0]
+    try:
+        first = source[0]
+    except Exception as error:  # the user's own code may raise anything
+        raise RecipeError(f"The first row of {name} cannot be read ({type(error).__name__}: {error}).") from error
     if not isinstance(first, Mapping):
         raise RecipeError(
             f"The items of {name} are of type {type(first).__name__}; needed are dicts that name what they hold, "
