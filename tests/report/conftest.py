@@ -58,9 +58,12 @@ def make_run(tmp_path: Path) -> MakeRun:
         ids = torch.arange(1000, 1000 + samples)
         tensors = {f"{role}.logits": values for role, values in logits.items()} | {"target": target, "id": ids}
         save_file(tensors, folder / "predictions.safetensors")
-        shots = torch.rand(12, *image, generator=generator)
-        sounds = 6 * torch.randn(12, 1, 16, 20, generator=generator) - 5
-        save_file({"id": ids[:12].clone(), columns[0]: shots, columns[1]: sounds}, folder / "samples.safetensors")
+        kept = ids[:12].clone()
+        if len(logits) == 3:
+            kept = ids[logits["student"].argmax(1) != logits["teacher"].argmax(1)][:12].clone()
+        shots = torch.rand(len(kept), *image, generator=generator)
+        sounds = 6 * torch.randn(len(kept), 1, 16, 20, generator=generator) - 5
+        save_file({"id": kept, columns[0]: shots, columns[1]: sounds}, folder / "samples.safetensors")
         for file in without:
             if (folder / file).is_file():
                 (folder / file).unlink()

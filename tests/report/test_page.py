@@ -6,6 +6,8 @@ import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from limbeck.errors import RecipeError
 from limbeck.report import write
@@ -59,7 +61,7 @@ def test_a_whole_run_has_every_part(make_run, tmp_path):
     page = read(path)
     assert page.sections == SECTIONS
     assert "missing" not in path.read_text().split("</style>")[1]
-    assert page.tags.count("img") == 24
+    assert page.tags.count("img") == 22  # eleven samples on which they differ, each seen and heard
     text = re.sub(r"\s+", " ", page.text)
     for said in (
         "digits-1", "LeNet5 , given only image , learned by kd", "gain of 2.1 points", "more than chance would give",
@@ -209,6 +211,19 @@ def test_a_large_comparison_stays_small(make_run, tmp_path):
     path = write(folders, tmp_path / "report.html")
     assert path.stat().st_size < LARGEST_PAGE
     assert "deepest cells are drawn" in read(path).text
+
+
+def test_only_samples_on_which_they_differ_are_shown(make_run, tmp_path):
+    folder = make_run()
+    answers = load_file(folder / "predictions.safetensors")
+    same = answers["student.logits"].argmax(1) == answers["teacher.logits"].argmax(1)
+    kept = torch.cat([answers["id"][same][:3], answers["id"][~same][:2], torch.tensor([-5])])
+    save_file({"id": kept, "image": torch.rand(6, 1, 4, 4)}, folder / "samples.safetensors")
+    page = read(write([folder], tmp_path / "report.html"))
+    assert page.tags.count("img") == 2
+    save_file({"id": kept[:3].clone(), "image": torch.rand(3, 1, 4, 4)}, folder / "samples.safetensors")
+    page = read(write([folder], tmp_path / "report.html"))
+    assert "No samples were kept on which they disagree." in page.text
 
 
 def test_findings_of_every_shape(make_run, tmp_path):

@@ -38,9 +38,11 @@ def matrix(
 ) -> str:
     """A grid with names on the left and on top; numbers are written inside where there is room for them."""
     left = 10 + LETTER * min(14, max((len(name) for name in rows), default=1)) + (14 if row_label else 0)
-    cell = min((width - left - 2) / max(1, len(columns)), largest)
     names = LETTER * min(14, max((len(name) for name in columns), default=1))
+    cell = min((width - left - 2) / max(1, len(columns)), largest)
     turned = names > cell - 2
+    if turned:  # the last name leans out to the right
+        cell = min((width - left - 2 - 0.6 * names) / max(1, len(columns)), largest)
     top = (22 if column_label else 6) + (0.72 * names + 12 if turned else 14)
     across, down = cell * len(columns), cell * len(rows)
     body = []
@@ -52,7 +54,7 @@ def matrix(
     every = 1 if cell >= 11 else math.ceil(11 / cell)
     for i, name in list(enumerate(rows))[::every]:
         body.append(text(left - 6, top + cell * (i + 0.5) + 3.5, short(name), anchor="end", style="tick"))
-    for j, name in list(enumerate(columns))[::every]:
+    for j, name in list(enumerate(columns))[:: math.ceil(14 / cell) if turned else 1]:
         x, y = left + cell * (j + 0.5), top - 6
         if turned:
             slanted = text(0, 0, short(name), style="tick")

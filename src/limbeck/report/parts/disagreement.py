@@ -68,11 +68,12 @@ def gallery(run: RunFolder, answers: dict[str, Tensor], budget: Budget) -> str:
     if ids is None or known is None or not columns:
         return missing("No samples were kept to look at.")
     place = {int(key): row for row, key in enumerate(known)}
-    rows = [(k, place[int(key)]) for k, key in enumerate(ids) if int(key) in place]
+    differ = answers["student"].argmax(1).ne(answers["teacher"].argmax(1))
+    rows = [(k, place[int(key)]) for k, key in enumerate(ids) if int(key) in place and differ[place[int(key)]]]
     rows.sort(key=lambda pair: -answers["student"][pair[1]].max().item())
     shown = rows[: budget.pictures // len(columns)]
     if not shown:
-        return missing("No samples can be shown.")
+        return missing("No samples were kept on which they disagree.")
     names = run.labels(answers["student"].shape[1])
     cards = "".join(_card(run, k, row, columns, answers, names) for k, row in shown)
     caption = (
