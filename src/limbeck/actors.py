@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from limbeck.errors import RecipeError, nearest
 from limbeck.signals import OUTPUT, Place, Projection, Signals, Tap, put, select, signals_of_output
@@ -118,6 +119,7 @@ class Actor:
         self.may_stop_early = True
         self._calls: Counter[str] = Counter()
         self._recorder = _Recorder()
+        self._handles: dict[str, RemovableHandle] = {}
         for name, path in (taps or loaded.taps or {}).items():
             self.tap(name, path)
 
@@ -134,16 +136,24 @@ class Actor:
             if self.paths[name] == path:
                 return self
             raise RecipeError(f"{self.whose}: '{name}' already names {self.paths[name]}; give {path} another name.")
+        self._listen(name, path)
+        return self
+
+    def listen_again(self) -> None:
+        """After an operation on the network: listen to the modules that stand in the named places now."""
+        for handle in self._handles.values():
+            handle.remove()
+        for name, path in self.paths.items():
+            self._listen(name, path)
+
+    def _listen(self, name: str, path: str) -> None:
         place = Tap(path).resolve(self.model)
         self.places[name], self.paths[name] = place, path
         if place.module:
             module, hook = self.model.get_submodule(place.module), _Hook(self._recorder, name, place)
-            if place.input:
-                module.register_forward_pre_hook(hook, with_kwargs=True)
-            else:
-                module.register_forward_hook(hook, with_kwargs=True)
+            register = module.register_forward_pre_hook if place.input else module.register_forward_hook
+            self._handles[name] = register(hook, with_kwargs=True)  # type: ignore[operator]
             self._calls.clear()  # how often each tap fires is learned afresh
-        return self
 
     def __call__(
         self,
@@ -186,6 +196,12 @@ class Actor:
         if finished:
             if not self._calls:
                 self._calls = visit.fired
+            missed = [n for n in visit.replace if n in self.places and self.places[n].module and not visit.fired[n]]
+            if missed:
+                raise RecipeError(
+                    f"{self.whose}: '{missed[0]}' ({self.paths[missed[0]]}) was to be replaced, and this forward pass did not come by it. "
+                    "Was the module exchanged (then yield Rebuilt, or call listen_again()), or is the branch not taken?"
+                )
             output = visit.replace[OUTPUT](output) if OUTPUT in visit.replace else output
             return self._signals(output, visit)
         return Signals(visit.values)
@@ -318,8 +334,10 @@ class _TeachersManner:
         teacher = self.teacher
         if teacher.learning:
             return
-        if teacher.model.training:
-            self.modes = [(module, module.training) for module in teacher.model.modules()]
+        self.modes = [
+            (module, True) for module in teacher.model.modules() if module.training
+        ]  # any: layers may be shared
+        if self.modes:
             teacher.model.eval()
         if teacher.mode == "frozen":
             self.grad = torch.no_grad()

@@ -108,6 +108,8 @@ class Course:
         method.to(situation.world.device)
         if structure is not None:
             method.restructure(structure)
+            for actor in (situation.student, *self._members().values()):
+                actor.listen_again()
         return method
 
     def _recall(self, stage: Stage, past: dict[str, Any]) -> StageResult:

@@ -124,6 +124,8 @@ class Stepper:
 
     def rebuild(self, name: str) -> None:
         """Make a trainee anew after an operation on its modules: parameters as they are now, a fresh optimiser."""
+        for actor in (self.method.student, *self.teachers):
+            actor.listen_again()
         members = self.method.trainees()[name]
         known = {id(p) for p, _ in self._own_requires_grad}
         for p, own in self._own_requires_grad:
@@ -196,7 +198,10 @@ class Stepper:
         return True
 
     def _activate(self, trainee: Trainee) -> None:
-        """Only the trainee's parameters require gradients; toggled when the trainee changes, not at every step."""
+        """Only the trainee's parameters require gradients; toggled when the trainee changes, not at every step.
+
+        A teacher that is the student's own network stays a teacher: in eval mode, its gradient stopped.
+        """
         if self._active != trainee.name:
             learning = set(map(id, trainee.parameters))
             for p, _ in self._own_requires_grad:
@@ -204,7 +209,7 @@ class Stepper:
             self._active = trainee.name
         learning = set(map(id, trainee.modules))
         for teacher in self.teachers:
-            teacher.learning = id(teacher.model) in learning
+            teacher.learning = id(teacher.model) in learning and teacher.model is not self.method.student.model
 
     def _set_modes(self) -> None:
         for module in self.modules():

@@ -103,7 +103,7 @@ class Trainer:
         self.stepper = Stepper(self.method, settings, self.world, pieces=self._pieces(), limit=situation.memory_limit)
         self.ema = MovingAverage(situation.student.model, settings.ema) if settings.ema else None
         self.step, self.seconds, self.last_loss = 0, 0.0, float("nan")
-        self.best: dict[str, Any] = {"loss": None, "metric": None, "epoch": None, "since": 0}
+        self.best = _none_yet()
         self.best_weights: dict[str, Any] | None = None
         self._saved_at = time.monotonic()
 
@@ -202,6 +202,7 @@ class Trainer:
                 return
             if isinstance(item, Rebuilt):
                 self.stepper.rebuild(item.trainee)
+                self.best, self.best_weights = _none_yet(), None  # what was best before has other shapes
                 if self.ema is not None:
                     self.ema = MovingAverage(self.situation.student.model, self.ema.decay)
                 sent = Outcome()
@@ -271,9 +272,10 @@ class Trainer:
     def networks(self) -> dict[str, nn.Module]:
         """Everything whose weights this run may change: the student, the method's own modules, teachers that learn."""
         found: dict[str, nn.Module] = {"student": self.situation.student.model, "method": self.method}
-        learning = {id(m) for trainee in self.stepper.trainees.values() for m in trainee.modules}
+        learning = {p for trainee in self.stepper.trainees.values() for p in trainee.parameters}
+        learning -= set(self.situation.student.model.parameters())
         for name, teacher in (self.situation.teacher.members if self.situation.teacher else {}).items():
-            if id(teacher.model) in learning:
+            if not learning.isdisjoint(teacher.model.parameters()):
                 found[f"teacher.{name}"] = teacher.model
         return found
 
@@ -325,6 +327,10 @@ class Trainer:
         if self.settings.micro_batch == "auto":
             return 0
         return max(1, math.ceil(self.settings.batch_size / self.world.size / self.settings.micro_batch))
+
+
+def _none_yet() -> dict[str, Any]:
+    return {"loss": None, "metric": None, "epoch": None, "since": 0}
 
 
 def _plain_attributes(method: Method) -> dict[str, str]:
