@@ -8,7 +8,9 @@ from typing import Any
 from limbeck.report import numbers
 from limbeck.report.estimates import difference
 from limbeck.report.folder import RunFolder
+from limbeck.report.groups import Group, groups
 from limbeck.report.markup import esc, name, role
+from limbeck.report.parts.seeds import mean_and_deviation
 from limbeck.report.vocabulary import word
 
 
@@ -20,7 +22,7 @@ def head(runs: Sequence[RunFolder]) -> str:
         if (status := str(run.result.get("status") or "finished")) != "finished":
             kicker += f' <span class="status">({esc(status, 40)})</span>'
     else:
-        kicker, title, said = "Limbeck, a comparison", f"{len(runs)} runs beside each other", _best(runs)
+        kicker, title, said = "Limbeck, a comparison", f"{len(runs)} runs beside each other", _compared(runs)
         below = f'<ol class="runs">{"".join(f"<li>{_told_apart(run)}</li>" for run in runs)}</ol>'
     return f'<header><p class="kicker">{kicker}</p>\n<h1>{title}</h1>\n<p class="abstract">{said}</p>\n{below}</header>'
 
@@ -50,7 +52,11 @@ def worth(run: RunFolder) -> str:
     return f"{begin}the difference is {written.difference(found.mean)}{unit} {sure}{chance}."
 
 
-def _best(runs: Sequence[RunFolder]) -> str:
+def _compared(runs: Sequence[RunFolder]) -> str:
+    """Means over seeds where there are any; only otherwise the best run, with the warning that goes with it."""
+    found = groups(runs)
+    if len(found) < len(runs):
+        return " ".join(_over_seeds(group, among=found) for group in found[:4])
     scored = [run for run in runs if numbers.real((run.roles.get("student") or {}).get("metric")) is not None]
     if not scored:
         return "No student was measured."
@@ -59,8 +65,29 @@ def _best(runs: Sequence[RunFolder]) -> str:
     score = written.write(top.roles["student"]["metric"])
     return (
         f"The best {role('student')} is that of run {runs.index(top) + 1}, <strong>{name(top.name, 40)}</strong>, with "
-        f"{_article(written.name)} of {score}. {worth(top)}"
+        f"{_article(written.name)} of {score}; picked by the figure it is praised for, it is flattered a little. "
+        f"{worth(top)}"
     )
+
+
+def _over_seeds(group: Group, *, among: Sequence[Group]) -> str:
+    run = group.runs[0]
+    written, gain = word(run.metric, run.higher_is_better), group.gain
+    unit = " points" if written.is_share else ""
+    alike = sum(other.method == group.method for other in among) > 1
+    whose = f" ({name(group.student, 30)} from {name(group.teacher, 30)})" if alike else ""
+    seeds = f"over {len(group.runs)} seeds" if len(group.runs) > 1 else "with one seed"
+    said = (
+        f"The {role('student')} of <strong>{name(group.method, 40)}</strong>{whose} reaches {_article(written.name)} of "
+        f"{mean_and_deviation(group, written)} {seeds}"
+    )
+    if gain is None:
+        return f"{said}."
+    against = f"{written.difference(gain.mean)}{unit} against the {role('control')}"
+    if not gain.known:
+        return f"{said}, {against}."
+    bounds = f"95{numbers.THIN}% interval {written.difference(gain.low)} to {written.difference(gain.high)}"
+    return f"{said}, {against} ({bounds}{'' if gain.decided else ': chance alone could have given it'})."
 
 
 def _told_apart(run: RunFolder) -> str:

@@ -2,60 +2,46 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 
-from limbeck.evaluation.intervals import paired_t
 from limbeck.report import numbers
-from limbeck.report.estimates import difference
 from limbeck.report.folder import RunFolder
+from limbeck.report.groups import Group, groups
 from limbeck.report.markup import Cell, esc, figure, table, words
-from limbeck.report.vocabulary import word
+from limbeck.report.vocabulary import Word, word
 
 UNKNOWN = Cell(numbers.NONE, key="")
 
 
 def over_seeds(runs: Sequence[RunFolder]) -> str:
     """One row per method and pair of models: mean ± standard deviation, and the paired t interval to the control."""
-    groups: dict[tuple[str, str, str], list[RunFolder]] = {}
-    for run in runs:
-        student, teacher = run.roles.get("student") or {}, run.roles.get("teacher") or {}
-        key = (str(run.result.get("method")), str(student.get("name")), str(teacher.get("name")))
-        groups.setdefault(key, []).append(run)
-    if len(groups) == len(runs):
+    found = groups(runs)
+    if len(found) == len(runs):
         return ""
     written = word(runs[0].metric, runs[0].higher_is_better)
     unit = "points" if written.is_share else esc(written.name)
-    heads = [
-        "method",
-        "student",
-        "teacher",
-        "seeds",
-        f"{esc(written.name)}, mean ± sd",
-        f"{unit} to control",
-        "95 % interval",
-    ]
-    rows = [[*map(words, key), *_row(members)] for key, members in groups.items()]
+    mean = f"{esc(written.name)}, mean ± sd"
+    heads = ["method", "student", "teacher", "seeds", mean, f"{unit} to control", "95 % interval"]
     caption = "Over seeds: mean and standard deviation, and the paired t interval of the difference to the control."
-    return figure(table(heads, rows), caption, kind="tab", wide=True)
+    return figure(table(heads, [_row(group, written) for group in found]), caption, kind="tab", wide=True)
 
 
-def _row(members: Sequence[RunFolder]) -> list[Cell]:
-    written = word(members[0].metric, members[0].higher_is_better)
-    metrics = [numbers.real((run.roles.get("student") or {}).get("metric")) for run in members]
-    known = [metric for metric in metrics if metric is not None]
-    gaps = [gap.mean for run in members if (gap := difference(run, "control")) is not None]
-    said = written.write(statistics.fmean(known)) if known else numbers.NONE
-    if len(known) > 1:
-        said += f" ± {written.size(statistics.stdev(known))}"
-    over = paired_t(gaps) if gaps else None
-    bounds = UNKNOWN
-    if over is not None:
-        ends = f"{written.difference(over.low)} to {written.difference(over.high)}"
-        bounds = Cell(ends if over.known else "one seed, none", over.low if over.known else "")
+def mean_and_deviation(group: Group, written: Word) -> str:
+    """85.2 % ± 1.7, or the mean alone for one run."""
+    said = written.write(group.mean)
+    return said if group.deviation is None else f"{said} ± {written.size(group.deviation)}"
+
+
+def _row(group: Group, written: Word) -> list[Cell]:
+    gain, bounds = group.gain, UNKNOWN
+    if gain is not None and gain.known:
+        bounds = Cell(f"{written.difference(gain.low)} to {written.difference(gain.high)}", gain.low)
+    elif gain is not None:
+        bounds = Cell("one seed, none", "")
     return [
-        Cell(str(len(members)), len(members)),
-        Cell(said, statistics.fmean(known) if known else "", style="strong"),
-        Cell(written.difference(over.mean), over.mean) if over is not None else UNKNOWN,
+        *map(words, (group.method, group.student, group.teacher)),
+        Cell(str(len(group.runs)), len(group.runs)),
+        Cell(mean_and_deviation(group, written), "" if group.mean is None else group.mean, style="strong"),
+        UNKNOWN if gain is None else Cell(written.difference(gain.mean), gain.mean),
         bounds,
     ]
