@@ -140,6 +140,12 @@ def named_tensors(value: Any, prefix: str = "") -> dict[str, Tensor]:
     return {n: t for key, v in items for n, t in named_tensors(v, f"{prefix}.{key}" if prefix else key).items()}
 
 
+def _is_signal(value: Any) -> bool:
+    """A tensor, or texts: one string per sample."""
+    texts = isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)
+    return texts or isinstance(value, (Tensor, Projection))
+
+
 def signals_of_output(value: Any, whose: str) -> Signals:
     """Name what a model returned when the user named nothing: a tensor is `logits`, a mapping keeps its own names.
 
@@ -151,9 +157,7 @@ def signals_of_output(value: Any, whose: str) -> Signals:
     if isinstance(value, Projection):
         return Signals(logits=value)
     if isinstance(value, Mapping):
-        return Signals(
-            {k: v for k, v in {**dict(value), **named_tensors(value)}.items() if isinstance(v, (Tensor, Projection))}
-        )
+        return Signals({k: v for k, v in {**dict(value), **named_tensors(value)}.items() if _is_signal(v)})
     if isinstance(value, (tuple, list)):
         tensors = [item for item in value if isinstance(item, Tensor)]
         if len(tensors) == 1:

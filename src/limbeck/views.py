@@ -136,7 +136,7 @@ class View:
             RecipeError: with the columns there are, and how to write the view with the most similar ones.
         """
         there = [key for key in available if key not in _OURS]
-        missing = [key for key in self.columns if key not in there]
+        missing = [key for key in self.columns if key not in there and key != "id"]  # every batch has its samples' ids
         if not missing:
             return
         listed = ", ".join(f"'{key}'" for key in missing)

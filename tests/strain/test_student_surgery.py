@@ -109,7 +109,7 @@ def test_the_optimiser_starts_afresh_with_the_cut_weights():
             yield next(play)
             yield play.send(None)
 
-    method, where = fresh(lambda: build(schedule="constant", lr=0.01, weight_decay=0.0))
+    _, where = fresh(lambda: build(schedule="constant", lr=0.01, weight_decay=0.0))
     Course(Watching(), where).run()
     assert len(seen) == 2
     for moved in seen:

@@ -19,7 +19,7 @@ from limbeck.engine.ema import MovingAverage
 from limbeck.engine.log import Log
 from limbeck.engine.processes import World
 from limbeck.engine.settings import TrainSettings
-from limbeck.engine.stepper import NonFiniteError, Stepper
+from limbeck.engine.stepper import Stepper
 from limbeck.errors import RecipeError
 from limbeck.evaluation import quality
 from limbeck.method import Method, Outcome, Progress, Rebuilt, Stage, StageResult, Update
@@ -174,22 +174,20 @@ class Trainer:
         before = _plain_attributes(self.method) if self.step == 0 else None
         logging = self.step % self.settings.log_every == 0 or self.step + 1 == self.steps
         lines: list[dict[str, Any]] = []
-        try:
-            with torch.no_grad():
-                self._play(batch, progress, logging, lines)
-        except NonFiniteError:
-            self._save()
-            raise
+        with (
+            torch.no_grad()
+        ):  # what is raised in the middle of a step is not saved: one goes on from step boundaries only
+            self._play(batch, progress, logging, lines)
         if before is not None:
             _refuse_changes(self.method, before)
         self.step += 1
         if lines:
             self.last_loss = lines[-1]["loss"]
-            rate = len(batch["id"]) * self.world.size / max(time.monotonic() - clock, 1e-9)
-            self.situation.observer.step(progress, lines[-1]["loss"], rate)
-            if logging:
-                for line in lines:
-                    self.situation.log.write(line | {"samples_per_s": round(rate, 1), "wait_s": round(waited, 6)})
+        rate = len(batch["id"]) * self.world.size / max(time.monotonic() - clock, 1e-9)
+        self.situation.observer.step(progress, self.last_loss, rate)  # nan where nothing is updated
+        if logging:
+            for line in lines:
+                self.situation.log.write(line | {"samples_per_s": round(rate, 1), "wait_s": round(waited, 6)})
 
     def _play(self, batch: dict[str, Any], progress: Progress, logging: bool, lines: list[dict[str, Any]]) -> None:
         """Run `learn` once, performing what it yields."""
