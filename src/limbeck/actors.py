@@ -249,6 +249,13 @@ class Actor:
         }
         return self.shapes
 
+    def lacks(self, name: str) -> str:
+        """The sentence for somebody who reads a signal that this model does not give."""
+        return (
+            f"the {self.whose} does not give '{name}'. {nearest(name, self.shapes)} "
+            f"Name the place: {self.whose}.taps={{{name}: path}}; limbeck inspect MODEL lists the paths."
+        )
+
     def parameters_count(self) -> int:
         """How many parameters the model has."""
         return sum(p.numel() for p in self.model.parameters())

@@ -233,10 +233,7 @@ class Objective(nn.Module):
             assert teacher is not None
             for actor, name in ((student, term.student_reads), (teacher, term.teacher_reads)):
                 if name not in actor.shapes:
-                    raise RecipeError(
-                        f"{term.name} reads '{name}', which the {actor.whose} does not give. {nearest(name, actor.shapes)} "
-                        f"Name the place: {actor.whose}.taps={{{name}: path}}; limbeck inspect MODEL lists the paths."
-                    )
+                    raise RecipeError(f"{term.name} reads '{name}': {actor.lacks(name)}")
             ours, theirs = student.shapes[term.student_reads], teacher.shapes[term.teacher_reads]
             if term.student_reads == term.teacher_reads == "logits" and isinstance(term.bridge, str):
                 self._match_logits(student, teacher, ours, theirs)

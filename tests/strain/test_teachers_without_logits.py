@@ -159,5 +159,5 @@ def test_asking_it_for_logits_names_what_there_is():
         def objective(self):
             return Objective(Term(mse))
 
-    with pytest.raises(RecipeError, match=r"reads 'logits', which the teacher does not give\. There is: embedding"):
+    with pytest.raises(RecipeError, match=r"reads 'logits': the teacher does not give 'logits'\. There is: embedding"):
         settle(Wants(), where)

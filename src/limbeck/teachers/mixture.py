@@ -24,7 +24,8 @@ class Mixture(Teacher):
         by: `mean` of the logits; `confidence`: per sample, weights softmax(-entropy) of each member's prediction;
             or a batch column that holds, per sample, the position of the one teacher to believe.
 
-    One member alone gives its own logits, bit for bit.
+    One member alone gives its own logits, bit for bit. Members that know different classes have no mixed `logits`: a
+    method reads `name.logits` of each, or it is refused when it asks.
     """
 
     def __init__(self, members: Mapping[str, Teacher], *, by: str = "mean"):
@@ -40,8 +41,9 @@ class Mixture(Teacher):
         self.paths: dict[str, str] = {}
         self._learning, self._mode = False, "frozen"
         differing = [name for name, m in self._members.items() if m.labels != first.labels]
+        self._apart = ""
         if differing:
-            raise RecipeError(
+            self._apart = (
                 f"the teachers {next(iter(self._members))} and {differing[0]} name different labels, so their logits cannot be mixed by position. "
                 "Give them one label set, or distil from them in turn (stages)."
             )
@@ -106,7 +108,9 @@ class Mixture(Teacher):
             own = {k.removeprefix(f"{name}."): f for k, f in (replace or {}).items() if k.startswith(f"{name}.")}
             heard[name] = member(batch, replace=own or None, reads=wanted)
         signals = Signals({f"{name}.{k}": v for name, found in heard.items() for k, v in found.items()})
-        if reads is None or "logits" in reads:
+        if self._apart and "logits" in (reads or ()):
+            raise RecipeError(self._apart)
+        if not self._apart and (reads is None or "logits" in reads):
             signals["logits"] = self._mix([found["logits"] for found in heard.values()], batch)
         return signals
 
@@ -124,10 +128,16 @@ class Mixture(Teacher):
             if "logits" in shapes:
                 known = self.shapes.setdefault("logits", shapes["logits"])
                 if known != shapes["logits"]:
-                    raise RecipeError(
+                    self._apart = self._apart or (
                         f"teacher {name} has logits of shape {list(shapes['logits'])}, those before it {list(known)}: they cannot be mixed."
                     )
+        if self._apart:
+            self.shapes.pop("logits", None)
         return self.shapes
+
+    def lacks(self, name: str) -> str:
+        """Why there is no such signal."""
+        return self._apart if name == "logits" and self._apart else super().lacks(name)
 
     def parameters_count(self) -> int:
         """Parameters of all members (a network that two of them share counts once)."""
