@@ -230,6 +230,30 @@ def test_only_samples_on_which_they_differ_are_shown(make_run, tmp_path):
     assert "No samples were kept on which they disagree." in page.text
 
 
+def test_stages_with_terms_of_their_own_have_panels_of_their_own(make_run, tmp_path):
+    folder = make_run()
+    stages = [
+        ("warm", "student", "hint"),
+        ("masks", "mask 1", "drift"),
+        ("masks", "mask 2", "drift"),
+        ("last", "student", "task"),
+    ]
+    lines = [
+        json.dumps(
+            {"step": step, "epoch": 0, "stage": stage, "trainee": who, "terms": {term: {"value": 1.0 / (step + 1)}}}
+        )
+        for stage, who, term in stages
+        for step in range(9)
+    ]
+    (folder / "log.jsonl").write_text("\n".join(lines))
+    text = write([folder], tmp_path / "report.html").read_text()
+    titles = re.findall(r"<title>(terms of the loss[^<]*)</title>", text)
+    assert titles == ["terms of the loss, warm", "terms of the loss, masks", "terms of the loss, last"]
+    assert "mask 1, drift" in text
+    assert "task of the control" in text.split("terms of the loss, last")[1]
+    assert "drawn to end with it" in text
+
+
 def test_findings_of_every_shape(make_run, tmp_path):
     folder = make_run()
     blocks = [

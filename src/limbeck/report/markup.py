@@ -95,6 +95,12 @@ def legend(entries: Sequence[tuple[str, str]]) -> str:
     return f'<ul class="legend">{items}</ul>' if entries else ""
 
 
+def swatches(entries: Sequence[tuple[str, str]]) -> str:
+    """Names, already markup, with the class that fills the area each stands for."""
+    items = "".join(f'<li><span class="swatch {style}"></span>{text}</li>' for text, style in entries)
+    return f'<ul class="legend">{items}</ul>' if entries else ""
+
+
 @dataclass(frozen=True)
 class Cell:
     """One cell of a table: markup, and what it is sorted by (None: it is not)."""

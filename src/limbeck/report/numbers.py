@@ -100,4 +100,6 @@ def times(value: Any) -> str:
 
 
 def _sign(text: str) -> str:
+    if text[:1] in "+-" and not any(digit in text for digit in "123456789"):
+        text = text[1:]  # what is written as zero has no sign
     return text.replace("-", MINUS).replace(",", THIN)

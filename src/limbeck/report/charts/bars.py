@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from limbeck.report.charts.canvas import at, line, sheet, text
-from limbeck.report.charts.matrix import short
+from limbeck.report.charts.canvas import at, line, sheet, short, text
 from limbeck.report.charts.scale import Scale
 from limbeck.report.markup import esc
 
@@ -25,15 +24,15 @@ def bars(
     flat = [value for row in values for value in row]
     if not flat:
         return ""
-    left = min(110, 14 + 6.0 * min(max(len(name) for name in rows), 14))
-    thick = 13 if len(columns) == 1 else 10
+    left = 14 + 6.0 * min(max(len(name) for name in rows), 18)
+    thick = 13 if len(columns) == 1 else 12
     pitch = thick * len(columns) + 8
     low, high = min(0.0, *flat), max(0.0, *flat)
     scale = Scale(low, high if high > low else low + 1, left + (48 if low < 0 else 0), width - 54)
     zero, body = scale(0), []
     for i, (name, row) in enumerate(zip(rows, values)):
         top = 6 + i * pitch
-        body.append(text(left - 6, top + (pitch - 8) / 2 + 3.5, short(name), anchor="end", style="tick"))
+        body.append(text(left - 6, top + (pitch - 8) / 2 + 3.5, short(name, 18), anchor="end", style="tick"))
         for j, value in enumerate(row):
             end, y = scale(value), top + j * thick
             which = f"{name}, {columns[j]}" if len(columns) > 1 else name

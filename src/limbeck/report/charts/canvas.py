@@ -32,6 +32,11 @@ def text(x: float, y: float, value: object, *, anchor: str = "start", style: str
     return f'<text x="{at(x)}" y="{at(y)}"{ends}{kind}>{esc(value)}</text>'
 
 
+def short(name: str, longest: int = 14) -> str:
+    """A name that fits beside a chart."""
+    return name if len(name) <= longest else name[: longest - 1] + "…"
+
+
 def line(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
     return f'<line class="{style}" x1="{at(x1)}" y1="{at(y1)}" x2="{at(x2)}" y2="{at(y2)}"/>'
 

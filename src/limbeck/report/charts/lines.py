@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TypeVar
 
-from limbeck.report.charts.canvas import Frame, at, hover, line, mark, path, sheet, text
+from limbeck.report.charts.canvas import Frame, at, hover, line, mark, path, sheet, short, text
 from limbeck.report.charts.scale import fit
 from limbeck.report.numbers import count
 
@@ -49,11 +49,23 @@ def curves(
     steps = fit([x for curve in found for x, _ in curve.points], 46, width - 10, room=0.0)
     frame = Frame(steps, fit(values, height - 36, 30, log=log), width, height)
     body = [frame.axes(x_write=count, y_write=tick, x_label="step", y_label=label + (" (logarithmic)" if log else ""))]
-    body += [line(frame.x(step), frame.y.start, frame.x(step), frame.y.end, "stage") for step, _ in stages[1:]]
+    boundaries = [step for step, _ in stages[1:] if steps.low < step < steps.high]
+    body += [line(steps(step), frame.y.start, steps(step), frame.y.end, "stage") for step in boundaries]
     body += [_drawn(curve, frame) for curve in found]
-    body += [text(frame.x(step) + 4, frame.y.end + 4, name[:18], style="note") for step, name in stages]
+    body += _stage_names(stages, frame) if len(stages) > 1 else []
     body.append(hover(frame, _stops(found, write)))
     return sheet(width, height, "".join(body), title=title, desc=desc)
+
+
+def _stage_names(stages: Sequence[tuple[float, str]], frame: Frame) -> list[str]:
+    """The name of each stage where it begins, cut to its width; a stage too narrow for four letters goes unnamed."""
+    ends = [*(frame.x(step) for step, _ in stages[1:]), frame.x.end]
+    named = []
+    for (step, name), end in zip(stages, ends):
+        letters = int((end - frame.x(step) - 6) / 5.2)
+        if letters >= 4:
+            named.append(text(frame.x(step) + 4, frame.y.end + 4, short(name, letters), style="note"))
+    return named
 
 
 def thin(rows: Sequence[Row], most: int) -> list[Row]:

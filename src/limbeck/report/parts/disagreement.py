@@ -11,7 +11,7 @@ from limbeck.report import numbers
 from limbeck.report.budget import Budget
 from limbeck.report.charts.stack import whole
 from limbeck.report.folder import RunFolder
-from limbeck.report.markup import esc, figure, missing, name, per_run, role, section
+from limbeck.report.markup import esc, figure, missing, name, per_run, role, section, swatches
 from limbeck.report.pictures import is_sound, picture, spectrogram
 
 
@@ -51,15 +51,12 @@ def who_is_right(run: RunFolder, answers: dict[str, Tensor]) -> str:
         ("both wrong", int((~ours & ~theirs).sum()), "neither"),
     ]
     said = ", ".join(f"{text} {number}" for text, number, _ in parts)
-    keys = "".join(
-        f'<li><span class="swatch {style}"></span>{text} <b>{numbers.count(number)}</b></li>'
-        for text, number, style in parts
-    )
+    keys = swatches([(f"{text} <b>{numbers.count(number)}</b>", style) for text, number, style in parts])
     caption = (
         f"All {numbers.count(len(target))} samples by who is right. Student and teacher name the same class on "
         f"{numbers.share(student.eq(teacher).double().mean().item())} of them."
     )
-    return figure(f'{whole(parts, title="who is right", desc=said)}<ul class="legend">{keys}</ul>', caption)
+    return figure(whole(parts, title="who is right", desc=said) + keys, caption)
 
 
 def gallery(run: RunFolder, answers: dict[str, Tensor], budget: Budget) -> str:

@@ -10,7 +10,7 @@ from limbeck.report.budget import Budget
 from limbeck.report.charts.bars import bars
 from limbeck.report.charts.matrix import Square, matrix
 from limbeck.report.folder import RunFolder
-from limbeck.report.markup import Cell, esc, figure, legend, missing, name, panels, per_run, section, table
+from limbeck.report.markup import Cell, esc, figure, missing, name, panels, per_run, section, swatches, table
 from limbeck.report.numbers import NONE, real
 from limbeck.report.vocabulary import unit
 
@@ -57,7 +57,9 @@ def _heatmap(title: str, rows: list[str], columns: list[str], values: list[list[
         for i, j, value in cells
         if value is not None
     ]
-    return panels(matrix(rows, columns, squares, title=title, desc=f"{len(rows)} by {len(columns)} values"))
+    return panels(
+        matrix(rows, columns, squares, title=title, desc=f"{len(rows)} by {len(columns)} values", widest=96, tallest=26)
+    )
 
 
 def _bars(title: str, rows: list[str], columns: list[str], values: list[list[Any]], unit_name: str) -> str:
@@ -65,7 +67,7 @@ def _bars(title: str, rows: list[str], columns: list[str], values: list[list[Any
     styles = ["student"] if len(columns) == 1 else [f"c{j % 8}" for j in range(len(columns))]
     said = "; ".join(f"{row} {unit(unit_name)(line[0])}" for row, line in zip(rows, flat) if line)
     chart = bars(rows, columns, flat, styles, title=title, desc=said, write=unit(unit_name))
-    keys = legend(list(zip(columns, styles))) if len(columns) > 1 else ""
+    keys = swatches([(esc(name, 60), style) for name, style in zip(columns, styles)]) if len(columns) > 1 else ""
     return panels(chart) + keys
 
 

@@ -9,11 +9,11 @@ from limbeck.report.charts.lines import Curve, curves
 from limbeck.report.charts.stack import band
 from limbeck.report.folder import RunFolder
 from limbeck.report.markup import esc, figure, legend, missing, panels, per_run, role, section
-from limbeck.report.parts.track import Record, Track, share_of, term
+from limbeck.report.parts.track import Record, Track, lines, share_of, values
 from limbeck.report.vocabulary import word
 
 COLOURS = 8
-Keys = list[tuple[str, str]]
+MOST_STAGES = 8
 
 
 def learning(runs: Sequence[RunFolder]) -> str:
@@ -34,46 +34,58 @@ def together(runs: Sequence[RunFolder]) -> str:
 
 
 def _of(run: RunFolder) -> str:
-    track, control = Track.of(run.log), Track.of(run.control_log)
+    track = Track.of(run.log)
+    control = Track.of(run.control_log).ending(track.end)
     if not track.training and not track.validation:
         return missing("There is no log, so there are no learning curves.")
-    charts, keys = [], []
-    for trainee, records in track.trainees().items():
-        beside = control.training if trainee == "student" else []
-        chart, entries = _terms(trainee, records, beside, track.starts)
-        charts.append(chart)
-        keys += entries
+    parts = track.parts()
+    charts = [_terms(stage, records, [], []) for stage, records in parts[:-1][: MOST_STAGES - 1]]
+    if parts:
+        stage, records = parts[-1]
+        charts.append(_terms(stage, records, control.training, [] if stage else track.starts))
     validation = _validation(run, track, control)
-    caption = [
-        "Each term of the loss as it was optimised, faint, with its running mean; below, how much of the loss each makes "
-        "up." if charts else "",
-        "The metric on the validation split, which alone decides the epoch that is kept: the ring." if validation else "",
-        f"{role('control')}: the same student without a teacher." if control.validation else "There is no control’s curve.",
-    ]  # fmt: skip
-    keys_list = legend(list(dict.fromkeys(keys)))
-    return figure(panels(*charts, validation + keys_list), " ".join(filter(None, caption)))
+    caption = []
+    if charts:
+        each = "of each stage " if len(parts) > 1 else ""
+        faint = "Each term of the loss {}as it was optimised, faint, with its running mean; below, the share of each in the loss."
+        caption.append(faint.format(each))
+    if len(parts) > MOST_STAGES:
+        caption.append(f"{len(parts) - MOST_STAGES} stages before the last are not drawn.")
+    if validation:
+        caption.append("The metric on the validation split, which alone decides the epoch that is kept: the ring.")
+    if control.validation:
+        moved = ", drawn to end with it" if len(track.starts) > 1 else ""
+        caption.append(f"{role('control')}: the same student without a teacher{moved}.")
+    else:
+        caption.append("There is no control’s curve.")
+    return figure(panels(*charts, validation), " ".join(caption))
 
 
-def _terms(
-    trainee: str, records: list[Record], beside: list[Record], starts: list[tuple[float, str]]
-) -> tuple[str, Keys]:
-    """Panel and legend of one trainee's terms; the control's term of the same name is drawn beside its own."""
-    names = list(dict.fromkeys(str(name) for record in records for name in record["terms"]))
-    styles = [f"c{i % COLOURS}" for i in range(len(names))]
-    found, keys = [], []
-    for name, style in zip(names, styles):
-        found.append(Curve(name, term(records, name), style))
+def _terms(stage: str, records: list[Record], control: list[Record], starts: list[tuple[float, str]]) -> str:
+    """Panel, shares and legend of one stage's terms; the control's term of the same name is drawn beside its own."""
+    found, keys, beside = [], [], lines(control)
+    drawn = lines(records)
+    several = len({trainee for trainee, _ in drawn}) > 1
+    for i, ((trainee, term), holders) in enumerate(drawn.items()):
+        name, style = f"{trainee}, {term}" if several and trainee not in term else term, f"c{i % COLOURS}"
+        found.append(Curve(name, values(holders, term), style))
         keys.append((name, style))
-        if points := term(beside, name):
-            found.append(Curve(f"{name} of the control", points, "control"))
-            keys.append((f"{name} of the control", "control"))
-    what = "terms of the loss" if trainee == "student" else f"terms of the loss, {trainee}"
+        if points := values(beside.get((trainee, term), []), term):
+            found.append(Curve(f"{term} of the control", points, "control"))
+            keys.append((f"{term} of the control", "control"))
+    label = f"terms of the loss, {stage}" if stage else "terms of the loss"
     ends = ", ".join(f"{curve.name} ends at {numbers.plain(curve.points[-1][1])}" for curve in found if curve.points)
     write = numbers.plain
-    chart = curves(found, title=what, desc=ends, write=write, tick=write, label=what, stages=starts)
-    rows = [(record["x"], [share_of(record, name) for name in names]) for record in records]
-    strip = band(names, styles, rows, title="shares of the loss", label="share of the loss") if len(names) > 1 else ""
-    return chart + strip, keys
+    chart = curves(found, title=label, desc=ends, write=write, tick=write, label=label, stages=starts)
+    return chart + ("" if several else _shares(records, [term for _, term in drawn])) + legend(keys)
+
+
+def _shares(records: list[Record], terms: list[str]) -> str:
+    if len(terms) < 2:
+        return ""
+    rows = [(record["x"], [share_of(record, term) for term in terms]) for record in records]
+    styles = [f"c{i % COLOURS}" for i in range(len(terms))]
+    return band(terms, styles, rows, title="shares of the loss", label="share of the loss")
 
 
 def _validation(run: RunFolder, track: Track, control: Track) -> str:
