@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import shutil
 import sys
@@ -521,8 +522,8 @@ class _Life:
         own, top = ours.entry["metric"], theirs.entry["metric"] if theirs else None
         base = without.entry["metric"] if without else None
         difference = None
-        if without is not None and task.name == "classification":
-            a, b = (m.logits.argmax(1).eq(m.target).double() for m in (ours, without))
+        if without is not None and task.metric in _PER_SAMPLE:
+            a, b = (_PER_SAMPLE[task.metric](m.logits, m.target) for m in (ours, without))
             found = intervals.paired_bootstrap(a, b)
             difference = {"what": "student - control", "how": "paired bootstrap over test samples"} | {
                 key: getattr(found, key) for key in ("mean", "low", "high", "level")
@@ -548,6 +549,14 @@ class _Life:
             "stages": stages,
             "notices": self.notices,
         }
+
+
+# Metrics that are means over samples, so that two models can be compared sample by sample.
+_PER_SAMPLE = {
+    "accuracy": lambda logits, target: logits.argmax(1).eq(target).double(),
+    "mse": lambda values, target: (values.double() - target.double().reshape(values.shape)).square().flatten(1).mean(1),
+    "mae": lambda values, target: (values.double() - target.double().reshape(values.shape)).abs().flatten(1).mean(1),
+}
 
 
 class _First:
@@ -598,7 +607,16 @@ def _write(path: Path, text: str) -> None:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    _write(path, json.dumps(value, indent=1, default=str) + "\n")
+    _write(path, json.dumps(_without_nan(value), indent=1, default=str) + "\n")
+
+
+def _without_nan(value: Any) -> Any:
+    """Figures that are not defined become null: nan is not JSON."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _link(source: str, target: str) -> None:

@@ -26,11 +26,8 @@ def ece(logits: Float[Tensor, "batch classes"], target: Int[Tensor, "batch"], *,
     Bins are of equal width in the confidence (largest softmax probability); 1 belongs to the last bin.
     Source: Guo et al. 2017, "On calibration of modern neural networks", eq. 3 and 5.
     """
-    from torchmetrics.functional.classification import multiclass_calibration_error
-
-    # torchmetrics, in float32, opens one bin more for a confidence of exactly 1, which a saturated softmax reaches
-    p = _probabilities(logits).float().clamp(max=1 - torch.finfo(torch.float32).eps / 2)
-    return multiclass_calibration_error(p, target, num_classes=p.shape[1], n_bins=bins, norm="l1").item()
+    found = [b for b in reliability(logits, target, bins=bins) if b.count]
+    return sum(b.count * abs(b.accuracy - b.confidence) for b in found) / max(sum(b.count for b in found), 1)
 
 
 def reliability(logits: Float[Tensor, "batch classes"], target: Int[Tensor, "batch"], *, bins: int = 15) -> list[Bin]:
