@@ -1,0 +1,79 @@
+"""From the keys of a recipe to the objects of a run; what the keys leave open is decided by the data, and said."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from limbeck.data.load import load_data
+from limbeck.data.tensors import Data
+from limbeck.errors import RecipeError, nearest
+from limbeck.recipe.live import Absent
+from limbeck.recipe.sections import DataKeys, TaskKeys
+from limbeck.sources import import_from
+from limbeck.tasks import Task
+
+METHODS = {"classification": "kd", "regression": "limbeck.losses:mse"}
+
+
+def data(keys: DataKeys) -> Data:
+    """Load the data, or take those that were given in Python."""
+    path = keys.path
+    if isinstance(path, Absent):
+        raise path.refuse("data.path")
+    args: dict[str, Any] | None = keys.args or None
+    if callable(path) and not hasattr(path, "__getitem__"):
+        path, args = path(**keys.args), None
+    return load_data(path, columns=keys.columns, split=keys.split, id=keys.id, args=args, skip_bad=keys.skip_bad)
+
+
+def task(keys: TaskKeys, found: Data) -> Task:
+    """The task; kind, target and class names that the keys leave open come from the data.
+
+    Raises:
+        RecipeError: the target is no column, or the data do not tell what the task is.
+    """
+    if isinstance(keys.use, Task):
+        return keys.use
+    for name in ("use", "loss"):
+        if isinstance(getattr(keys, name), Absent):
+            raise getattr(keys, name).refuse(f"task.{name}")
+    assert not isinstance(keys.use, Absent)
+    row = found.splits[next(iter(found.splits))].__getitems__([0])
+    target = keys.target or _target(found, row)
+    if target not in row:
+        raise RecipeError(f"task.target '{target}' is not a column of the data. {nearest(target, set(row) - {'id'})}")
+    loss = import_from(keys.loss, "task.loss") if isinstance(keys.loss, str) else keys.loss
+    labels = keys.labels or found.labels.get(target)
+    return Task(keys.use or _kind(row[target], target), target=target, labels=labels, loss=loss, metric=keys.metric)
+
+
+def method(use: str | None, *, teacher: bool) -> str:
+    """The method of a recipe that names none."""
+    if not teacher:
+        return "supervised"
+    if use not in METHODS:
+        raise RecipeError(
+            f"the recipe names no method, and there is no default for {use or 'a task that is not known'}: method=..."
+        )
+    return METHODS[use]
+
+
+def _target(found: Data, row: dict[str, Any]) -> str:
+    if "label" in row:
+        return "label"
+    if len(found.labels) == 1:
+        return next(iter(found.labels))
+    listed = ", ".join(found.labels or sorted(set(row) - {"id"}))
+    raise RecipeError(
+        f"the data do not say what is to be learned; say which column it is, of {listed}: task.target=..."
+    )
+
+
+def _kind(values: Any, target: str) -> str:
+    if isinstance(values, torch.Tensor) and values.dim() == 1:
+        return "regression" if values.is_floating_point() else "classification"
+    raise RecipeError(
+        f"the column '{target}' is neither a label nor a number per sample; say what the task is: task=..."
+    )

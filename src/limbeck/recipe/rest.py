@@ -1,0 +1,112 @@
+"""The other keys: what is compared, measured, required, spent, stored, written and watched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator
+
+from limbeck.errors import RecipeError, nearest
+from limbeck.evaluation.measure import CHECKS
+from limbeck.evaluation.measure import LATER as CHECKS_LATER
+from limbeck.evaluation.requirements import parse
+from limbeck.recipe.sections import Section, listed, nothing
+
+CONTROLS = ("train", "start", "none")
+EXPORTS = ("safetensors",)
+EXPORTS_LATER = ("onnx", "transformers", "sentence-transformers", "diffusers")
+
+
+class LimitKeys(Section):
+    """What may be spent: money, hours of this run, GB of memory per device, GB of disk; None: no limit."""
+
+    usd: Annotated[float, Field(ge=0)] | None = None
+    hours: Annotated[float, Field(gt=0)] | None = None
+    memory_gb: Annotated[float, Field(gt=0)] | None = None
+    disk_gb: Annotated[float, Field(gt=0)] | None = None
+
+
+class CacheKeys(Section):
+    """What to store of the teacher."""
+
+    signals: Annotated[list[str], BeforeValidator(listed)] = ["logits"]
+    top_k: Annotated[int, Field(ge=1)] | Literal["all"] = "all"
+    dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
+
+
+def _choices(value: Any) -> Any:
+    """Choices without options, each once: a name, `{use: name}`, or a list of them."""
+    names = []
+    for entry in listed(value) or []:
+        given = dict(entry) if isinstance(entry, Mapping) else {"use": entry}
+        name = given.pop("use", None)
+        if not isinstance(name, str):
+            raise RecipeError(f"needed is a name or a list of names, given was {entry!r}.")
+        if given:
+            raise RecipeError(f"'{name}' has no options yet, given was {', '.join(map(str, given))}.")
+        names.append(name)
+    return list(dict.fromkeys(names))
+
+
+def _known(names: list[str], known: Iterable[str], to_come: Iterable[str], what: str) -> list[str]:
+    for name in names:
+        if name in to_come:
+            raise RecipeError(f"the {what} '{name}' is not there yet. There is: {', '.join(known)}.")
+        if name not in known:
+            raise RecipeError(f"unknown {what} '{name}'. {nearest(name, known)}")
+    return names
+
+
+Choices = Annotated[list[str], BeforeValidator(_choices)]
+
+
+class OtherKeys(Section):
+    """`control`, `evaluate`, `require`, `limit`, `cache`, `export`, `track`, `seed`."""
+
+    control: str = "train"
+    evaluate: Choices = ["quality"]
+    require: Annotated[list[str], BeforeValidator(lambda value: listed(value) or [])] = []
+    limit: Annotated[LimitKeys, BeforeValidator(nothing)] = LimitKeys()
+    cache: Annotated[CacheKeys, BeforeValidator(nothing)] = CacheKeys()
+    export: Choices = []
+    track: Choices = []
+    seed: int = Field(0, ge=0)
+
+    @field_validator("control", mode="before")
+    @classmethod
+    def _folder(cls, value: Any) -> Any:
+        """`train`, `start`, `none`, a run, or the path of one."""
+        value = (
+            "none" if value is None else str(getattr(value, "folder", value)) if not isinstance(value, bool) else value
+        )
+        if isinstance(value, str) and value not in CONTROLS and "/" not in value and not Path(value).exists():
+            raise RecipeError(
+                f"'{value}' is none of {', '.join(CONTROLS)}, and no run folder. {nearest(value, CONTROLS)}"
+            )
+        return value
+
+    @field_validator("evaluate")
+    @classmethod
+    def _checks(cls, names: list[str]) -> list[str]:
+        return _known(names, CHECKS, CHECKS_LATER, "check")
+
+    @field_validator("export")
+    @classmethod
+    def _formats(cls, names: list[str]) -> list[str]:
+        return _known(names, EXPORTS, EXPORTS_LATER, "export")
+
+    @field_validator("track")
+    @classmethod
+    def _trackers(cls, names: list[str]) -> list[str]:
+        if not names:
+            return names
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+        return _known(names, sorted(LOGGER_TYPE_TO_CLASS), (), "tracker")
+
+    @field_validator("require")
+    @classmethod
+    def _sentences(cls, lines: list[str]) -> list[str]:
+        return list(dict.fromkeys(parse(line).text for line in lines))
