@@ -231,7 +231,7 @@ class Actor:
                     f"{', '.join(p.name for p in named) or 'nothing by name'}, the data have {', '.join(names)}. "
                     f"Say what it is shown: {self.whose}.view=[{names[0] if names else 'column'}]"
                 )
-            self.view = View(**found)
+            self.view = View(**found)  # type: ignore[arg-type]
         return self.view
 
     def probe(self, batch: Batch) -> Mapping[str, tuple[int, ...]]:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -51,12 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
     words = [word for word in words if word != "--debug"]
     try:
         code = app(words, standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as shown:
-        print(shown.format_message())
-        code = CANNOT_RUN
-    except click.ClickException as error:
-        code = _fail(f"{error.format_message()}{_where(error)}", CANNOT_RUN)
-    except click.exceptions.Abort:
+    except typer.Abort:
         code = INTERRUPTED
     except RecipeError as error:
         if debug:
@@ -74,6 +68,13 @@ def _other(error: Exception, debug: bool) -> int:
     from limbeck.engine.stepper import NonFiniteError
     from limbeck.engine.trainer import Stopped
 
+    if hasattr(
+        error, "format_message"
+    ):  # the words do not fit a verb (typer carries click's exceptions under its own name)
+        context = getattr(error, "ctx", None)
+        return _fail(
+            f"{error.format_message()} Help: {context.command_path if context else 'limbeck'} --help", CANNOT_RUN
+        )
     if isinstance(error, Stopped):
         return _fail(str(error), LIMIT if error.reason == "limit" else INTERRUPTED)
     if debug:
@@ -88,11 +89,6 @@ def _other(error: Exception, debug: bool) -> int:
 def _fail(sentence: str, code: int) -> int:
     Console(stderr=True).print(sentence, highlight=False, markup=False, soft_wrap=True)
     return code
-
-
-def _where(error: click.ClickException) -> str:
-    context = getattr(error, "ctx", None)
-    return f" Help: {context.command_path} --help" if context is not None else " Help: limbeck --help"
 
 
 def _show(value: Any, as_json: bool, otherwise: Callable[[], None]) -> None:

@@ -88,8 +88,8 @@ class Bound:
     """What the engine ties to a method or a procedure: student, teacher, task, data. Never registered as submodules."""
 
     student: ClassVar[Student]
-    teacher: ClassVar[Teacher | None]
-    task: ClassVar[Task | None]
+    teacher: ClassVar[Teacher]  # None without a teacher, which a card that needs one rules out
+    task: ClassVar[Task]  # None without a task
     data: ClassVar[Data]  # the stage's own: how many rows a memory needs, a further split to draw from
     progress: ClassVar[Progress]
     card: ClassVar[Card]

@@ -179,7 +179,7 @@ class Term:
         self.student_reads, self.teacher_reads = (reads, reads) if isinstance(reads, str) else reads
         self.weight = to_schedule(weight)
         self.mask, self.bridge, self.scope = mask, bridge, scope
-        self.name: str = name or getattr(self.function, "__name__", type(self.function).__name__)
+        self.name: str = name or str(getattr(self.function, "__name__", type(self.function).__name__))
         self.options = options
         takes = inspect.signature(self.function).parameters
         self.wants_target, self.wants_progress = "target" in takes, "progress" in takes

@@ -19,11 +19,12 @@ from limbeck.recipe import Recipe, RecipeKeys
 
 from limbeck import environment
 from limbeck.actors import Actor, Student, Teacher
-from limbeck.data.tensors import Data
+from limbeck.data.tensors import Data, TensorSplit
 from limbeck.engine import checkpoint, random_state, validate
 from limbeck.engine.course import Course
 from limbeck.engine.log import Log
 from limbeck.engine.processes import World
+from limbeck.engine.stepper import NonFiniteError
 from limbeck.engine.trainer import Observer, Silent, Situation, Stopped
 from limbeck.errors import RecipeError
 from limbeck.evaluation import intervals, requirements, retention
@@ -268,11 +269,15 @@ class _Life:
                 view.check(list(data.columns), member.whose, data.source)
         if task.labels:
             student.labels = student.labels or task.labels
-        for name in ("train", "validation", "test"):
-            if name in data.splits and len(data.splits[name]) == 0:
+        for name in data.splits:
+            if len(data.splits[name]) == 0:
                 raise RecipeError(f"the split '{name}' of {data.source} is empty.")
         if "train" not in data.splits:
             raise RecipeError(f"{data.source} has no split 'train'; it has {', '.join(data.splits) or 'none'}.")
+        shapes = student.probe(data.splits["train"].__getitems__([0, 0]))
+        for split in data.splits.values():
+            if isinstance(split, TensorSplit) and task.target in split.tensors and "logits" in shapes:
+                task.check(shapes["logits"], split.tensors[task.target], "student")
 
     def _course(
         self,
@@ -311,6 +316,9 @@ class _Life:
             log.rewind(0)
         try:
             results = course.run(state)
+        except NonFiniteError as error:
+            saved = f" The last state saved before: {checkpoint.list_all(keep)[-1]}. Steps that are not finite can be skipped: --on-nonfinite skip"
+            raise NonFiniteError(error.what, error.step, error.ids, saved) from error
         finally:
             log.close()
         for sentence in dict.fromkeys(s for method in course.methods for s in method.notices):
@@ -351,12 +359,12 @@ class _Life:
             return control
         folder = self.folder / "control"
         mark = self._control_mark(untrained, data, task)
-        found = self._paid_already(mark)
-        if self.world.agree(found) is not None:
+        found = self.world.agree(self._paid_already(mark))
+        if found is not None:
             if self.world.main and not (folder / "student" / "model.safetensors").exists():
                 shutil.copytree(found, folder, dirs_exist_ok=True, copy_function=_link)
             self.world.wait()
-            self.say(f"the control (same student, budget and seed, no teacher) was trained before: {found or folder}")
+            self.say(f"the control (same student, budget and seed, no teacher) was trained before: {found}")
             shipped.read_into(control, folder / "student")
             return control
         self.observer.say("now the control: the same student, budget and seed, without a teacher")

@@ -56,7 +56,10 @@ class Course:
                     self._return_to(state)  # before the procedure sees the result: it may ask the student what is next
                     state = None
             else:
+                fresh = state is None and not self.results
                 trainer, state = self._enter(stage, state), None
+                if fresh:  # a disk that cannot be written shows at once, and there is always a state from before a fault
+                    self._save(trainer, trainer.state())
                 trainer.run()
                 ended = self._capture(trainer, trainer.state())
                 result = trainer.select()

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from limbeck.actors import Actor, Teacher
@@ -20,12 +21,12 @@ from limbeck.method import Method, Outcome, Progress, Update
 
 
 class NonFiniteError(RuntimeError):
-    """A loss or a gradient became nan or infinite; the weights are those of before the step."""
+    """A loss or a gradient became nan or infinite; the update was not made."""
 
-    def __init__(self, what: str, step: int, ids: list[int]):
+    def __init__(self, what: str, step: int, ids: list[int], saved: str = ""):
         self.what, self.step, self.ids = what, step, ids
         shown = ", ".join(map(str, ids[:16])) + (" ..." if len(ids) > 16 else "")
-        super().__init__(f"step {step}: {what} is not finite. Samples of the batch (row numbers): {shown}.")
+        super().__init__(f"step {step}: {what} is not finite. Samples of the batch (row numbers): {shown}.{saved}")
 
 
 class Trainee:
@@ -91,6 +92,7 @@ class Stepper:
             NonFiniteError: with `on_nonfinite: stop`; nothing was changed.
         """
         trainee = self._trainee(update)
+        measure = measure and not any(gradients.sharded(p) for p in trainee.parameters)
         self._activate(trainee)
         try:
             pieces = self._pieces_for(update, trainee)
@@ -111,15 +113,16 @@ class Stepper:
         gradients.reduce_(trainee.parameters, self.world)
         if trainee.scaler is not None:
             trainee.scaler.unscale_(trainee.optimizer)
+        parts = self._gradient_of_parts(taken, trainee)
         if update.combine is not None:
-            self._combine(update, taken, trainee)
+            self._combine(update, [vector for vector in parts.values() if vector.any()], trainee)
         norm = gradients.norm(trainee.parameters, self.world)
         numbers = torch.stack(
             [*(v.detach().to(torch.float64) for v in taken.values.values()), norm.to(torch.float64)]
         ).tolist()
         values, grad_norm = dict(zip(taken.values, numbers)), numbers[-1]
         made = self._step(trainee, update, progress, values, grad_norm)
-        terms = _terms(values, taken, trainee, measure)
+        terms = _terms(values, taken, parts if measure else {})
         return Outcome(values, grad_norm, taken.record), terms, made
 
     def rebuild(self, name: str) -> None:
@@ -161,6 +164,8 @@ class Stepper:
             raise RecipeError(
                 f"{type(self.method).__name__} yields an update of '{update.trainee}'. {nearest(update.trainee, self.trainees)}"
             )
+        if update.combine is not None and any(gradients.sharded(p) for p in self.trainees[update.trainee].parameters):
+            raise RecipeError("combine needs whole gradients, and this trainee is sharded. Set train.shard=none.")
         if update.whole and (self.world.size > 1 or self.pieces > 1):
             raise RecipeError(
                 f"the update of '{update.trainee}' is whole: it is not a sum over samples, so it runs in one process and one piece "
@@ -273,21 +278,31 @@ class Stepper:
                     buffer.copy_(old)
         return max(self.world.agree(found), 1)
 
-    def _combine(self, update: Update, taken: Taken, trainee: Trainee) -> None:
-        """Replace the gradient of the sum by what an aggregator makes of the parts' gradients, one row per part."""
-        if any(gradients.sharded(p) for p in trainee.parameters):
-            raise RecipeError("combine needs whole gradients, and this trainee is sharded. Set train.shard=none.")
-        rows_ = []
-        for found in taken.per_part.values():
-            filled = [g if g is not None else torch.zeros_like(p) for g, p in zip(found, trainee.parameters)]
-            rows_.append(self.world.sum_(torch.cat([g.flatten().float() for g in filled])))
-        joined, offset = update.combine(torch.stack(rows_)), 0
+    def _gradient_of_parts(self, taken: Taken, trainee: Trainee) -> dict[str, Float[Tensor, "parameters"]]:
+        """Each part's own gradient as one vector, over all processes; empty where it was not asked for."""
+        vectors = {}
+        for name in taken.values if taken.per_part else ():
+            found = zip(taken.per_part.get(name, [None] * len(trainee.parameters)), trainee.parameters)
+            filled = [(torch.zeros_like(p) if g is None else g).flatten().float() for g, p in found]
+            vectors[name] = self.world.sum_(torch.cat(filled))
+        return vectors
+
+    def _combine(self, update: Update, parts: list[Float[Tensor, "parameters"]], trainee: Trainee) -> None:
+        """Replace the gradient of the sum by what an aggregator makes of the parts' gradients, one row per part.
+
+        A part without a gradient (nothing counted, or nothing of it learns) is in conflict with nobody and left out.
+        """
+        if not parts:
+            return
+        joined, offset = self.world.same(update.combine(torch.stack(parts)).contiguous()), 0  # some draw at random
         for p in trainee.parameters:
             p.grad = joined[offset : offset + p.numel()].view_as(p).to(p.dtype)
             offset += p.numel()
 
 
-def _terms(values: Mapping[str, float], taken: Taken, trainee: Trainee, measure: bool) -> dict[str, dict[str, float]]:
+def _terms(
+    values: Mapping[str, float], taken: Taken, gradient: Mapping[str, Float[Tensor, "parameters"]]
+) -> dict[str, dict[str, float]]:
     """A log entry per part: its mean, its share of the loss, and on request the norm of its own gradient."""
     weighted = {name: abs(taken.weights[name] * value) for name, value in values.items()}
     total = sum(weighted.values())
@@ -295,8 +310,6 @@ def _terms(values: Mapping[str, float], taken: Taken, trainee: Trainee, measure:
         name: {"value": value, "weight": taken.weights[name], "share": weighted[name] / total if total else 0.0}
         for name, value in values.items()
     }
-    if measure:
-        for name, found in taken.per_part.items():
-            present = [g for g in found if g is not None]
-            terms[name]["grad_norm"] = float(gradients.vector_norm(present)) if present else 0.0
+    for name, vector in gradient.items():
+        terms[name]["grad_norm"] = float(vector.norm())
     return terms

@@ -14,7 +14,7 @@ from torch import nn
 from limbeck.actors import Student, Teacher
 from limbeck.data.loader import Loader
 from limbeck.data.tensors import Data
-from limbeck.engine import validate, weights
+from limbeck.engine import random_state, validate, weights
 from limbeck.engine.ema import MovingAverage
 from limbeck.engine.log import Log
 from limbeck.engine.processes import World
@@ -101,6 +101,7 @@ class Trainer:
             validate.batches(validation, max(settings.batch_size, 256), self.world) if validation is not None else None
         )
         self.stepper = Stepper(self.method, settings, self.world, pieces=self._pieces(), limit=situation.memory_limit)
+        self._refuse_a_batch_of_one(len(data.splits["train"]))
         self.ema = MovingAverage(situation.student.model, settings.ema) if settings.ema else None
         self.step, self.seconds, self.last_loss = 0, 0.0, float("nan")
         self.best = _none_yet()
@@ -320,6 +321,41 @@ class Trainer:
         if self.ema is not None and state["ema"]:
             self.ema.load_state_dict(state["ema"])
         self.best, self.best_weights = state["best"], state["best_weights"]
+
+    def _refuse_a_batch_of_one(self, samples: int) -> None:
+        """BatchNorm in train mode cannot normalise one value: found here, not in the last step of an epoch.
+
+        Raises:
+            RecipeError: the student has such a layer and some piece of some batch is a single sample.
+        """
+        size, left = self.settings.batch_size, samples % self.settings.batch_size
+        parts = max(self.stepper.pieces, 1) * self.world.size
+        smallest = min((n // parts or 1 for n in (min(size, samples), left) if n), default=2)
+        model, data = self.situation.student.model, self.loader.split
+        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+        if smallest > 1 or not norms:
+            return
+        buffers = [(b, b.clone()) for b in model.buffers()]
+        before = random_state.capture(self.world.device)
+        try:
+            with torch.no_grad():
+                self.situation.student(validate.to_device(data.__getitems__([0]), self.world.device))
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            why = (
+                f"train.batch_size={size} leaves {left} of {samples} samples for the last step"
+                if left and size > 1
+                else f"train.batch_size={size}, {parts} pieces"
+            )
+            raise RecipeError(
+                f"a batch of one sample reaches BatchNorm, which cannot normalise a single value ({why}). Choose another train.batch_size or "
+                "train.micro_batch, so that no piece is a single sample."
+            ) from error
+        finally:
+            random_state.restore(before, self.world.device)
+            for buffer, old in buffers:
+                buffer.copy_(old)
 
     def _pieces(self) -> int:
         if self.settings.micro_batch == "auto":

@@ -9,6 +9,7 @@ and picks per sample the top k of the masked ("specialised") teachers to learn f
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -168,7 +169,7 @@ class MaskTraining(Method):
     def learn(self, batch: Batch, progress: Progress) -> Generator[Update, Outcome, None]:
         batch = batch | {"student_logits": self.student(batch)["logits"]}
         for i, name in enumerate(self.experts.labels()):
-            yield Update(name, lambda piece, i=i: self.drift(i, piece), batch)
+            yield Update(name, partial(self.drift, i), batch)
 
     def drift(self, expert: int, batch: Batch) -> Loss:
         """KL_T(sg student || masked teacher)."""
