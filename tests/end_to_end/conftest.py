@@ -41,7 +41,7 @@ def one_number(student, teacher):
     return (student - teacher).square().mean()
 '''
 
-DATA = '''
+DATA = """
 import torch
 from limbeck.data import Data
 from limbeck.data.tensors import TensorSplit
@@ -58,7 +58,7 @@ def paired(rows: int = 96, seed: int = 0, classes: int = 3):
 
     splits = {"train": part(rows, 0), "validation": part(30, rows), "test": part(40, rows + 30)}
     return Data(splits, {"x": "weak", "a": "strong", "label": "class"}, {"label": ["red", "green", "blue"]}, source="paired")
-'''
+"""
 
 KD = """
 task: classification

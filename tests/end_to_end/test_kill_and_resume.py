@@ -16,7 +16,9 @@ from limbeck import Run, distill
 from limbeck.engine import checkpoint
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["limbeck.run", "limbeck.report", "limbeck.methods.mst_distill", "torchmetrics", "sklearn.metrics"])
+context.set_forkserver_preload(
+    ["limbeck.run", "limbeck.report", "limbeck.methods.mst_distill", "torchmetrics", "sklearn.metrics"]
+)
 
 
 def _distill(folder: str, recipe: str, out: str, settings: tuple[str, ...]) -> None:
@@ -38,7 +40,10 @@ def start(folder: Path, recipe: str, out: str, *settings: str):
 
 def newest(run: Path) -> tuple[str, ...]:
     """The newest checkpoint of the run and of its control."""
-    return tuple(found[-1].name if (found := checkpoint.list_all(run / part / "checkpoints")) else "" for part in (".", "control"))
+    return tuple(
+        found[-1].name if (found := checkpoint.list_all(run / part / "checkpoints")) else ""
+        for part in (".", "control")
+    )
 
 
 def wait_for(condition, seconds: float = 60) -> None:
@@ -74,9 +79,14 @@ def test_killed_again_and_again_it_ends_with_the_same_bits(project, recipe, epoc
     assert process.exitcode == 0
     assert shipped(out) == shipped(whole)
     if recipe == "mst.yaml":
-        assert (out / "control/student/model.safetensors").read_bytes() == (whole / "control/student/model.safetensors").read_bytes()
+        assert (out / "control/student/model.safetensors").read_bytes() == (
+            whole / "control/student/model.safetensors"
+        ).read_bytes()
     first, second = ([json.loads(line) for line in (r / "log.jsonl").read_text().splitlines()] for r in (whole, out))
-    timeless = [[{k: v for k, v in line.items() if k not in ("samples_per_s", "wait_s")} for line in log] for log in (first, second)]
+    timeless = [
+        [{k: v for k, v in line.items() if k not in ("samples_per_s", "wait_s")} for line in log]
+        for log in (first, second)
+    ]
     assert timeless[0] == timeless[1]
 
 
