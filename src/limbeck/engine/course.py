@@ -45,6 +45,7 @@ class Course:
             self.plan.memory = dict(state["memory"])
         for network in (self.situation.student.model, *(member.model for member in self._members().values())):
             network.eval()  # as after every stage, so that a procedure asks them alike in a resumed run
+        weights.agree(self.situation.student.model, self.situation.world)
         stages = self._stages()
         stage = next(stages, None)
         while stage is not None:
@@ -58,7 +59,9 @@ class Course:
             else:
                 fresh = state is None and not self.results
                 trainer, state = self._enter(stage, state), None
-                if fresh:  # a disk that cannot be written shows at once, and there is always a state from before a fault
+                if (
+                    fresh
+                ):  # a disk that cannot be written shows at once, and there is always a state from before a fault
                     self._save(trainer, trainer.state())
                 trainer.run()
                 ended = self._capture(trainer, trainer.state())
@@ -109,6 +112,7 @@ class Course:
         settle(method, situation, stage.data or situation.data)
         self.methods.append(method)
         method.to(situation.world.device)
+        weights.agree(method, situation.world)  # each process may have drawn its own critic in setup
         if structure is not None:
             method.restructure(structure)
             for actor in (situation.student, *self._members().values()):

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -73,23 +74,53 @@ class Divider:
             whole: the loss is not a sum over samples; it is called once.
         """
         run = _Run(self, function, batch, parameters, scale, per_part)
-        parts = [dict(batch)] if whole else cut(batch, pieces)
-        if len(parts) == 1:
-            return run.one_piece(parts[0])
-        key = (getattr(function, "__func__", function), getattr(function, "__self__", None).__class__)
+        most = 1 if whole or pieces == 1 else self.world.most(rows(batch))
+        if min(pieces, most) <= 1:
+            return run.one_piece(dict(batch))
+        parts = _in_step(batch, min(pieces, most))
+        key = _kind(function)
         if key in self._two_passes:
             return run.two_passes(parts)
         before = random_state.capture(self.world.device)
         first = run.call(parts[0])
         counts = run.counts_from_batch(first, parts[0])
-        if counts is not None:
-            return run.known_counts(parts, first, counts)
-        if len(first.parts) == 1 and not run.has_batch_parts(first) and not per_part:
-            return run.single_part(parts, first)
+        if counts is None and len(first.parts) == 1 and not run.has_batch_parts(first) and not per_part:
+            return run.single_part(parts, first, most * self.world.size)
+        taken = run.known_counts(parts, first, counts) if counts is not None else None
+        if taken is not None:
+            return taken
         del first
+        for p in parameters:
+            p.grad = None
         self._two_passes.add(key)
         random_state.restore(before, self.world.device)
-        return run.two_passes(parts)
+        return _Run(self, function, batch, parameters, scale, per_part).two_passes(parts)
+
+
+def _in_step(batch: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
+    """The batch in exactly `count` pieces, as every process has them; where rows are too few, the last are ghosts."""
+    parts = cut(batch, count)
+    ghost = cut(batch, max(rows(batch), 1))[0] | {"ghost": True}
+    return parts + [ghost] * (count - len(parts))
+
+
+def _kind(function: Any) -> tuple[Any, type]:
+    """What tells two loss functions apart; a lambda that is made anew in every step is the same one."""
+    while isinstance(function, partial):
+        function = function.func
+    plain = getattr(function, "__func__", function)
+    return getattr(plain, "__code__", type(plain)), type(getattr(function, "__self__", None))
+
+
+def _silenced(loss: Loss) -> Loss:
+    """The loss of a ghost, which only keeps its process in step: the same graph, nothing counted, every gradient zero."""
+    parts = {
+        name: replace(part, tensors={k: t[:0] for k, t in part.tensors.items()})
+        if isinstance(part, BatchPart)
+        else replace(part, sum=part.sum * 0, count=part.count * 0)
+        for name, part in loss.parts.items()
+    }
+    return Loss(parts, {name: kept[:0] for name, kept in loss.record.items()})
 
 
 class _Run:
@@ -107,14 +138,15 @@ class _Run:
         self.world, self.autocast = divider.world, divider.autocast
         self.function, self.batch, self.scale = function, batch, scale
         self.parameters = list(parameters)
-        self.ghost = bool(batch.get("ghost", False))
         self.wide = gradients.WideSum(parameters)
         self.records: list[dict[str, Tensor]] = []
+        self.begun: set[str] = set()
         self.per_part: dict[str, list[Tensor | None]] | None = {} if per_part else None
 
     def call(self, piece: dict[str, Any]) -> Loss:
         with self.autocast():
-            return self._checked(self.function(piece))
+            loss = self._checked(self.function(piece))
+        return _silenced(loss) if piece.get("ghost") else loss
 
     def _checked(self, loss: Any) -> Loss:
         if not isinstance(loss, Loss):
@@ -128,21 +160,24 @@ class _Run:
         return any(isinstance(part, BatchPart) for part in loss.parts.values())
 
     def counts_from_batch(self, loss: Loss, piece: Mapping[str, Any]) -> Tensor | None:
-        """Global counts of all parts if the batch alone tells them, else None."""
-        size, total, counts = rows(piece), rows(self.batch), []
+        """Global counts of all parts if the batch alone tells them on every process, else None."""
+        size, total, ghost = rows(piece), rows(self.batch), bool(self.batch.get("ghost"))
+        counts: list[float | None] = []
         for part in loss.parts.values():
-            if isinstance(part, BatchPart):
-                return None
-            if part.mask is not None:
-                column = next((k for k, v in piece.items() if v is part.mask), None)
-                if column is None:
-                    return None
-                counts.append(float(self.batch[column].sum(dtype=torch.float64)))
-            elif part.per_sample is not None and part.count == part.per_sample * size:
-                counts.append(float(part.per_sample * total))
+            column = next((k for k, v in piece.items() if v is part.mask), None) if isinstance(part, Part) else None
+            if isinstance(part, BatchPart) or (part.mask is not None and column is None):
+                counts.append(None)
+            elif column is not None:
+                counts.append(float(self.batch[column].sum(dtype=torch.float64)) * (not ghost))
+            elif part.per_sample is not None and (ghost or part.count == part.per_sample * size):
+                counts.append(float(part.per_sample * total) * (not ghost))
             else:
-                return None
-        return self.world.sum_(torch.tensor(counts, dtype=torch.float64, device=self.world.device) * (not self.ghost))
+                counts.append(None)
+        unknown = float(None in counts)
+        told = self.world.sum_(
+            torch.tensor([*(c or 0.0 for c in counts), unknown], dtype=torch.float64, device=self.world.device)
+        )
+        return None if (unknown if self.world.size == 1 else float(told[-1])) else told[:-1]
 
     def one_piece(self, piece: dict[str, Any]) -> Taken:
         loss = self.call(piece)
@@ -158,12 +193,15 @@ class _Run:
         both = self.world.sum_(torch.stack([self._sums(loss), self._counts(loss)]))
         means = {name: both[0, i] / at_least_one(both[1, i]) for i, name in enumerate(names)}
         joint = {
-            name: self._joint(part, part.tensors) for name, part in loss.parts.items() if isinstance(part, BatchPart)
+            name: self._joint(name, part, part.tensors)
+            for name, part in loss.parts.items()
+            if isinstance(part, BatchPart)
         }
         self._backward(self._weighted(loss, dict(zip(names, both[1])), joint, dict.fromkeys(joint, 0)))
         return self._taken(loss, means | {name: value for name, (value, _, _) in joint.items()})
 
-    def known_counts(self, parts: list[dict[str, Any]], first: Loss, counts: Tensor) -> Taken:
+    def known_counts(self, parts: list[dict[str, Any]], first: Loss, counts: Tensor) -> Taken | None:
+        """None: a later piece counted otherwise than the first (say, only those values that some condition picked)."""
         divisor = dict(zip(first.parts, counts))
         sums, counted = torch.zeros_like(counts), torch.zeros_like(counts)
         loss = first
@@ -178,15 +216,13 @@ class _Run:
             first = Loss({name: _bare(part) for name, part in first.parts.items()})  # its graph is free again
         self.wide.give()
         both = self.world.sum_(torch.stack([sums, counted]))
-        if not torch.equal(both[1], counts):
-            raise NotOneKindError(
-                "the first piece of a batch used a column of it as its mask, or none; a later piece did otherwise."
-            )
+        if not torch.allclose(both[1], counts, rtol=1e-5):
+            return None
         means = both[0] / at_least_one(counts)
         return self._taken(loss, dict(zip(first.parts, means)))
 
-    def single_part(self, parts: list[dict[str, Any]], first: Loss) -> Taken:
-        fixed = float(rows(self.batch) * self.world.size)
+    def single_part(self, parts: list[dict[str, Any]], first: Loss, fixed: float) -> Taken:
+        """`fixed` divides until the count is known; the same on every process."""
         name = next(iter(first.parts))
         total = torch.zeros(2, dtype=torch.float64, device=self.world.device)
         loss = first
@@ -206,10 +242,10 @@ class _Run:
 
     def two_passes(self, parts: list[dict[str, Any]]) -> Taken:
         states, seen = [], []
-        with torch.no_grad(), self.autocast():
+        with torch.no_grad():
             for piece in parts:
                 states.append(random_state.capture(self.world.device))
-                seen.append(self._checked(self.function(piece)))
+                seen.append(self.call(piece))
                 self._same(seen[0], seen[-1])
         after = random_state.capture(self.world.device)
         names = list(seen[0].parts)
@@ -224,7 +260,7 @@ class _Run:
         for name, part in seen[0].parts.items():
             if isinstance(part, BatchPart):
                 joined = {k: torch.cat([loss.parts[name].tensors[k] for loss in seen]) for k in part.tensors}  # type: ignore[union-attr]
-                joint[name] = self._joint(part, joined)
+                joint[name] = self._joint(name, part, joined)
         offsets = dict.fromkeys(joint, 0)
         divisor = dict(zip(names, counts))
         loss = seen[0]
@@ -239,17 +275,18 @@ class _Run:
         means = dict(zip(names, sums / at_least_one(counts)))
         return self._taken(loss, means | {name: value for name, (value, _, _) in joint.items()})
 
-    def _joint(self, part: BatchPart, tensors: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor], int]:
+    def _joint(
+        self, name: str, part: BatchPart, tensors: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor], int]:
         """A batch-scope part on the tensors of all processes: its value, its gradient at each tensor, and our first row.
 
         Parameters that the function itself holds (a learnt temperature) get their gradient here, on the main process
         only, because every process computes the same whole.
         """
         leaves, start = {}, 0
-        for name, tensor in tensors.items():
-            rows_here = tensor.detach()[:0] if self.ghost else tensor.detach()
-            gathered, start = self.world.gather_rows(rows_here)
-            leaves[name] = gathered.requires_grad_() if gathered.is_floating_point() else gathered
+        for key, tensor in tensors.items():
+            gathered, start = self.world.gather_rows(tensor.detach())
+            leaves[key] = gathered.requires_grad_() if gathered.is_floating_point() else gathered
         with self.autocast():
             value = part.value(leaves)
         if not value.requires_grad:
@@ -259,9 +296,12 @@ class _Run:
         own = [p for p in self.parameters if p.requires_grad]
         found = torch.autograd.grad(value * self.scale, [*learning, *own], allow_unused=True)
         if self.world.main:
-            for p, grad in zip(own, found[len(learning) :]):
+            inner = [g if g is None else weight * g for g in found[len(learning) :]]
+            for p, grad in zip(own, inner):
                 if grad is not None:
-                    p.grad = weight * grad if p.grad is None else p.grad + weight * grad
+                    p.grad = grad if p.grad is None else p.grad + grad
+            if self.per_part is not None:
+                self.per_part[name] = [g if g is None else g / self.scale for g in inner]
         by_leaf = dict(zip((id(leaf) for leaf in learning), found))
         return value.detach(), {n: by_leaf[id(t)] for n, t in leaves.items() if by_leaf.get(id(t)) is not None}, start
 
@@ -276,28 +316,19 @@ class _Run:
         out = {}
         for name, part in loss.parts.items():
             if isinstance(part, Part):
-                share = part.sum / at_least_one(divisor[name].to(part.sum.dtype))
-                out[name] = part.weight * (share * 0 if self.ghost else share)
+                out[name] = part.weight * (part.sum / at_least_one(divisor[name].to(part.sum.dtype)))
                 continue
             value, grads, start = joint[name]
-            low = start + offsets[name]
+            low, first = start + offsets[name], name not in self.begun
             size = len(next(iter(part.tensors.values())))
             offsets[name] += size
-            out[name] = sum((t * 0).sum() for t in part.tensors.values() if t.requires_grad) + torch.zeros(
-                (), device=self.world.device
-            )
-            if not self.ghost:
-                inner = [
-                    (part.tensors[k] * g[low : low + size].to(part.tensors[k].dtype)).sum() for k, g in grads.items()
-                ]
-                weight = part.weight.detach() if isinstance(part.weight, Tensor) else part.weight
-                out[name] = weight * sum(inner, start=out[name]) / self.scale  # the gradients carry the scale already
-            if (
-                isinstance(part.weight, Tensor)
-                and part.weight.requires_grad
-                and self.world.main
-                and offsets[name] == size
-            ):
+            self.begun.add(name)
+            inner = [(part.tensors[k] * g[low : low + size].to(part.tensors[k].dtype)).sum() for k, g in grads.items()]
+            weight = part.weight.detach() if isinstance(part.weight, Tensor) else part.weight
+            nothing = sum((t * 0).sum() for t in part.tensors.values() if t.requires_grad)
+            nothing = nothing + torch.zeros((), device=self.world.device)
+            out[name] = weight * sum(inner, start=nothing) / self.scale  # the gradients carry the scale already
+            if isinstance(part.weight, Tensor) and part.weight.requires_grad and self.world.main and first:
                 out[name] = out[name] + part.weight * value
         return out
 
@@ -330,12 +361,12 @@ class _Run:
             self.records.append({name: value.detach() for name, value in loss.record.items()})
 
     def _sum(self, part: Part | BatchPart) -> Tensor:
-        if isinstance(part, BatchPart) or self.ghost:
+        if isinstance(part, BatchPart):
             return torch.zeros((), dtype=torch.float64, device=self.world.device)
         return part.sum.detach().to(torch.float64)
 
     def _count(self, part: Part | BatchPart) -> Tensor:
-        if isinstance(part, BatchPart) or self.ghost:
+        if isinstance(part, BatchPart):
             return torch.zeros((), dtype=torch.float64, device=self.world.device)
         return torch.as_tensor(part.count, dtype=torch.float64, device=self.world.device).detach()
 
@@ -349,8 +380,7 @@ class _Run:
         names = list(dict.fromkeys(name for record in self.records for name in record))
         record = {}
         for name in names:
-            joined = torch.cat([r[name] for r in self.records])
-            record[name] = self.world.gather_rows(joined[:0] if self.ghost else joined)[0]
+            record[name] = self.world.gather_rows(torch.cat([r[name] for r in self.records]))[0]
         weights = {name: _number(part.weight) for name, part in loss.parts.items()}
         return Taken(values, weights, record, self.per_part or {})
 

@@ -43,6 +43,20 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
+    def most(self, number: int) -> int:
+        """The largest of the processes' numbers."""
+        if self.size == 1:
+            return number
+        highest = torch.tensor(number, device=self.device)
+        dist.all_reduce(highest, op=dist.ReduceOp.MAX)
+        return int(highest)
+
+    def same(self, tensor: Tensor) -> Tensor:
+        """The main process's tensor, on every process, in place."""
+        if self.size > 1:
+            dist.broadcast(tensor, src=0)
+        return tensor
+
     def gather_rows(self, rows: Tensor) -> tuple[Tensor, int]:
         """The rows of all processes, in order of rank, and where this process's own begin. Counts may differ."""
         if self.size == 1:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from limbeck.engine.processes import World
+
 
 def whole(tensor: Tensor) -> Tensor:
     """A detached copy on the CPU; shards are gathered (every process must call it)."""
@@ -31,6 +33,14 @@ def give(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(_like(state[name], tensor))
+
+
+def agree(module: nn.Module, world: World) -> None:
+    """Every process gets the main one's parameters and buffers: what was drawn at random before is the same everywhere."""
+    if world.size > 1:
+        with torch.no_grad():
+            for tensor in (*module.parameters(), *module.buffers()):
+                tensor.copy_(world.same(tensor.detach().clone(memory_format=torch.contiguous_format)))
 
 
 def _like(full: Tensor, tensor: Tensor) -> Tensor:
