@@ -35,7 +35,7 @@ def gap(student: Tensor, teacher: Tensor, *, power: float = 2.0):
 """
 
 METHODS = """
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -58,6 +58,10 @@ class OwnConstructor(Method):
     def __init__(self, layers):
         super().__init__()
         self.layers = layers
+
+
+class Chosen(Method):
+    choose: Any = None
 
 
 class MyRounds(Procedure):

@@ -12,7 +12,10 @@ _FROM_THE_DATA = ("task", "view")  # may be left open in a recipe, and is filled
 
 def difference(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
     """Sentences such as `train.lr is 0.001 here and 0.01 there`, in the order of the file; the version does not count."""
-    return [f"{key} is {_said(one)} here and {_said(other)} there" for key, one, other in _apart(here, there, "")]
+    return [
+        f"{key} is {text.phrase(one)} here and {text.phrase(other)} there"
+        for key, one, other in _apart(here, there, "")
+    ]
 
 
 def _apart(here: Any, there: Any, at: str) -> Iterator[tuple[str, Any, Any]]:
@@ -42,7 +45,3 @@ def _named(value: Any) -> bool:
 
 def _name(entry: Mapping[str, Any]) -> str:
     return str(entry.get("name", entry.get("use")))
-
-
-def _said(value: Any) -> str:
-    return text.write({"": value}).partition(": ")[2].strip() if not isinstance(value, (Mapping, list)) else str(value)

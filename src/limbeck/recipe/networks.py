@@ -15,7 +15,7 @@ from limbeck.actors import Actor, Teacher
 from limbeck.errors import RecipeError
 from limbeck.recipe.checking import later
 from limbeck.recipe.live import Absent, address, spell
-from limbeck.recipe.sections import Arguments, Labels, Section
+from limbeck.recipe.sections import Arguments, Labels, Section, word
 from limbeck.sources import import_from
 from limbeck.teachers.mixture import Mixture
 from limbeck.views import View
@@ -45,7 +45,7 @@ def _view(value: Any) -> Any:
 
 
 def _words(value: Any) -> Any:
-    return {str(key): str(entry) for key, entry in value.items()} if isinstance(value, Mapping) else value
+    return {word(key): word(entry) for key, entry in value.items()} if isinstance(value, Mapping) else value
 
 
 class NetworkKeys(Section):

@@ -13,6 +13,7 @@ from limbeck.data.splits import is_split
 from limbeck.errors import RecipeError
 from limbeck.evaluation import quality
 from limbeck.recipe.live import Absent, address, spell
+from limbeck.recipe.text import phrase
 from limbeck.tasks import KINDS, Task
 
 
@@ -23,8 +24,13 @@ def listed(value: Any) -> Any:
     return [value]
 
 
+def word(value: Any) -> str:
+    """A name as the file has it: classes may be called 3 or true."""
+    return value if isinstance(value, str) else phrase(spell(value))
+
+
 def _texts(value: Any) -> Any:
-    return [str(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+    return [word(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 def nothing(value: Any) -> Any:
@@ -75,9 +81,8 @@ class TaskKeys(Section):
     @model_validator(mode="after")
     def _known(self) -> Self:
         if isinstance(self.use, str):
-            Task(self.use)
-            if self.metric is not None:
-                quality.primary(self.metric, self.use)
+            self.metric = self.metric or Task(self.use).metric
+            quality.primary(self.metric, self.use)
         return self
 
 

@@ -15,8 +15,10 @@ from limbeck.errors import RecipeError
 from limbeck.method import Card, Method, Procedure, Stage, StageResult
 from limbeck.recipe import teaching
 from limbeck.recipe.checking import validated
-from limbeck.recipe.sections import Section
+from limbeck.recipe.sections import Section, listed
 from limbeck.tasks import Task
+
+DEFAULT = TrainSettings().optimizer
 
 
 class StageKeys(Section):
@@ -38,6 +40,8 @@ def train(given: Any, where: str = "train") -> TrainSettings:
     found = validated(TrainSettings, _one_budget(given, where) if isinstance(given, Mapping) else given or {}, where)
     try:
         for settings in (found, *(found.of(trainee) for trainee in found.trainees)):
+            if settings.optimizer == DEFAULT:  # the first optimiser that torch makes takes it two seconds of imports
+                continue
             optimisers.build([nn.Parameter(torch.zeros(1, 1))], settings)
     except RecipeError:
         raise
@@ -65,12 +69,13 @@ def stages(given: Any, settings: TrainSettings) -> list[StageKeys]:
         RecipeError: a stage without a name or with a name that stands twice, or one of which a part does not fit.
     """
     found: list[StageKeys] = []
-    for number, entry in enumerate([given] if isinstance(given, Mapping) else given or []):
+    for number, entry in enumerate(listed(given) or []):
         where = f"stages.{entry.get('name', number)}" if isinstance(entry, Mapping) else f"stages.{number}"
         stage = validated(StageKeys, entry, where)
         stage.method = teaching.members(stage.method, f"{where}.method")
         whole = plain(over(settings, stage.train, f"{where}.train"))
-        stage.train = {key: whole[key] for key in whole if key in (stage.train or {})}
+        cleared = {key for key in ("epochs", "steps") if whole[key] is None}
+        stage.train = {key: whole[key] for key in whole if key in (stage.train or {}) and key not in cleared}
         if stage.name in [other.name for other in found]:
             raise RecipeError(f"two stages are called '{stage.name}'; give each its own name.")
         found.append(stage)

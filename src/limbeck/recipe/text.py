@@ -62,9 +62,21 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
+    def represent(self, data: Any) -> None:
+        node = self.represent_data(data)
+        node.flow_style = False  # the outermost mapping has a line per key, however little it holds
+        self.serialize(node)
+
     def represent_text(self, data: str) -> yaml.ScalarNode:
         escaped = any(mark in data for mark in "\x85\u2028\u2029")  # line ends of 1.1, which single quotes would lose
         return self.represent_scalar(f"{_TAG}str", data, style='"' if escaped else None)
+
+
+class _Flow(_Dumper):
+    """The same on one line."""
+
+    def represent(self, data: Any) -> None:
+        self.serialize(self.represent_data(data))
 
 
 for _tag, _pattern, _firsts in _SCALARS:
@@ -97,3 +109,11 @@ def write(data: Mapping[str, Any]) -> str:
     return yaml.dump(
         dict(data), Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=WIDTH, allow_unicode=True
     )
+
+
+def phrase(value: Any) -> str:
+    """A value as one would type it after `key=`."""
+    written = yaml.dump(
+        [value], Dumper=_Flow, sort_keys=False, default_flow_style=True, width=10**9, allow_unicode=True
+    )
+    return str(written).strip()[1:-1]
