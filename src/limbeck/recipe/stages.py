@@ -18,7 +18,7 @@ from limbeck.recipe.checking import validated
 from limbeck.recipe.sections import Section, listed
 from limbeck.tasks import Task
 
-DEFAULT = TrainSettings().optimizer
+DEFAULT = TrainSettings.model_validate({}).optimizer
 
 
 class StageKeys(Section):
