@@ -208,12 +208,12 @@ def restart(world: World, folder: Path) -> dict[str, Tensor]:
 
 
 class Block(nn.Module):
-    """Attention and a hidden layer, each added to what came in."""
+    """Attention and a hidden layer, each added to what came in. (A key's bias has no gradient but noise, so there is none.)"""
 
     def __init__(self, width: int):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.into, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.into, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -307,7 +307,7 @@ def sharded(world: World, folder: Path) -> dict[str, Tensor]:
     return found
 
 
-SCENARIOS = {"division": division, "training": training, "restart": restart}
+SCENARIOS = {"division": division, "training": training, "restart": restart, "sharded": sharded}
 
 
 def main(folder: Path) -> None:

@@ -13,6 +13,7 @@ from limbeck.actors import Teacher
 from limbeck.data.tensors import Data
 from limbeck.engine import random_state, weights
 from limbeck.engine.settings import TrainSettings
+from limbeck.engine.sharding import Sharded
 from limbeck.engine.trainer import Situation, Trainer
 from limbeck.engine.validate import to_device
 from limbeck.errors import RecipeError
@@ -38,6 +39,7 @@ class Course:
         self._taught: dict[str, Any] = {}
         self._steps_before = 0
         self._untouched = self._versions()
+        self._sharded: Sharded | None = None
 
     def run(self, state: dict[str, Any] | None = None) -> list[StageResult]:
         """Run all stages; with `state` (a checkpoint) continue from there."""
@@ -66,6 +68,8 @@ class Course:
                 trainer.run()
                 ended = self._capture(trainer, trainer.state())
                 result = trainer.select()
+                if self._sharded is not None:
+                    self._sharded.gather()
                 self._close(trainer, result, ended)
             self.results.append(result)
             try:
@@ -131,7 +135,10 @@ class Course:
         """A stage to be run, from its beginning or from where `state` left it."""
         situation = self.situation
         method = self._settle(stage, state["structure"] if state is not None else None)
-        trainer = Trainer(stage, situation, self.settings_of(stage))
+        settings = self.settings_of(stage)
+        spread = settings.shard == "fsdp" and situation.world.size > 1
+        self._sharded = Sharded(situation.student, situation.world) if spread else None
+        trainer = Trainer(stage, situation, settings)
         situation.save = lambda own: self._save(trainer, own)
         if state is not None:
             weights.give(method, state["method"])

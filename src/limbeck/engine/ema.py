@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from limbeck.engine import weights
+
 
 class MovingAverage:
     """average <- decay * average + (1 - decay) * weights after every step of the student; buffers are copied.
@@ -43,10 +45,10 @@ class MovingAverage:
 
     def state_dict(self) -> dict[str, Tensor | int]:
         """For a checkpoint."""
-        return {"updates": self.updates, **{f"average.{n}": t for n, t in self.average.items()}}
+        return {"updates": self.updates, **{f"average.{n}": weights.whole(t) for n, t in self.average.items()}}
 
     def load_state_dict(self, state: dict[str, Tensor | int]) -> None:
         """From a checkpoint."""
         self.updates = int(state["updates"])
         for name, tensor in self.average.items():
-            tensor.copy_(state[f"average.{name}"])  # type: ignore[arg-type]
+            tensor.copy_(weights.like(state[f"average.{name}"], tensor))  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -49,9 +49,10 @@ def _has_rows(value: Any) -> bool:
     return (isinstance(value, Tensor) and value.dim() > 0) or isinstance(value, (list, tuple))
 
 
-def kept_bytes(run: Callable[[], Any]) -> int:
-    """How many bytes autograd keeps for the backward pass of what `run` computes (each storage once)."""
+def kept_bytes(run: Callable[[], Any], besides: Iterable[Any] = ()) -> int:
+    """How many bytes autograd keeps for the backward pass of what `run` computes: each storage once, and none of `besides`."""
     seen: dict[int, int] = {}
+    here = {t.untyped_storage().data_ptr() for t in besides if isinstance(t, Tensor) and not hasattr(t, "to_local")}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -61,23 +62,20 @@ def kept_bytes(run: Callable[[], Any]) -> int:
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         result = run()
     del result
-    return sum(seen.values())
+    return sum(size for place, size in seen.items() if place not in here)
 
 
 def find_pieces(trial: Callable[[int], int], limit: int, most: int) -> int:
     """The least power of two of pieces with which one fits into `limit` bytes, by trying.
 
     Args:
-        trial: how many bytes the first of k pieces needs; may raise torch.OutOfMemoryError, which counts as too many.
+        trial: how many bytes the first of k pieces needs.
         limit: bytes.
         most: the number of rows; more pieces than that there are not.
     """
     pieces = 1
     while pieces < most:
-        try:
-            if trial(pieces) <= limit:
-                return pieces
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
+        if trial(pieces) <= limit:
+            return pieces
         pieces *= 2
     return most

@@ -267,16 +267,23 @@ class Stepper:
                 with torch.enable_grad(), self._autocast():
                     return update.loss(piece)
 
-            return kept_bytes(forward)
+            try:
+                kept = kept_bytes(forward, besides=[*self._everything(), *update.batch.values()])
+            except torch.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                kept = limit + 1
+            return (
+                limit + 1 if self.world.any(kept > limit) else kept
+            )  # decided by all, or sharded layers wait for ever
 
         try:
-            found = find_pieces(trial, limit, size)
+            found = find_pieces(trial, limit, self.world.most(size))
         finally:
             random_state.restore(generators, self.world.device)
             with torch.no_grad():
                 for buffer, old in buffers:
                     buffer.copy_(old)
-        return max(self.world.agree(found), 1)
+        return max(found, 1)
 
     def _gradient_of_parts(self, taken: Taken, trainee: Trainee) -> dict[str, Float[Tensor, "parameters"]]:
         """Each part's own gradient as one vector, over all processes; empty where it was not asked for."""

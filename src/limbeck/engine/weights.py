@@ -32,7 +32,7 @@ def give(module: nn.Module, state: Mapping[str, Tensor]) -> None:
         )
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(_like(state[name], tensor))
+            tensor.copy_(like(state[name], tensor))
 
 
 def agree(module: nn.Module, world: World) -> None:
@@ -43,7 +43,8 @@ def agree(module: nn.Module, world: World) -> None:
                 tensor.copy_(world.same(tensor.detach().clone(memory_format=torch.contiguous_format)))
 
 
-def _like(full: Tensor, tensor: Tensor) -> Tensor:
+def like(full: Tensor, tensor: Tensor) -> Tensor:
+    """A whole tensor on the device of another, and spread over processes as that one is."""
     if not hasattr(tensor, "device_mesh"):
         return full.to(tensor.device)
     from torch.distributed.tensor import distribute_tensor
@@ -66,6 +67,6 @@ def give_optimizer(optimizer: torch.optim.Optimizer, stored: Mapping[str, Mappin
     for position, entry in stored.items():
         p = parameters[int(position)]
         state[int(position)] = {
-            k: _like(v, p) if isinstance(v, Tensor) and v.shape == p.shape and v.dim() else v for k, v in entry.items()
+            k: like(v, p) if isinstance(v, Tensor) and v.shape == p.shape and v.dim() else v for k, v in entry.items()
         }
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
