@@ -256,7 +256,7 @@ class _Life:
             control = self._control(untrained, student, task, data, interrupts)
         if world.size > 1:
             world.wait()
-        self._finish(started, student, teacher, control, task, data, plan, results)
+        self._finish(started, student, self._as_given(teacher, data), control, task, data, plan, results)
         return Run(self.folder)
 
     def _check_fit(self, data: Data, task: Task, student: Student, teacher: Teacher | None) -> None:
@@ -475,6 +475,17 @@ class _Life:
         for name, member in (teacher.members if teacher else {}).items():
             facts[f"teacher_fingerprint.{name}"] = fingerprint(member.model)
         _write_json(self.folder / "environment.json", facts)
+
+    def _as_given(self, teacher: Teacher | None, data: Data) -> Teacher | None:
+        """The teacher as it was brought, where files can give it back: a method may have trained it on (co-training)."""
+        if teacher is None or any(m.source.weights is None or m.source.spec is None for m in teacher.members.values()):
+            return teacher
+        again = self.recipe.build_teacher()
+        assert again is not None
+        for member in again.members.values():
+            member.look_at(data.columns)
+            member.model.to(self.world.device)
+        return again
 
     def _finish(
         self,
