@@ -54,10 +54,10 @@ class _Visit:
 
 
 class _Recorder:
-    """The visits under way in one network, innermost last. Shared by that network's hooks."""
+    """The visits under way in one network, innermost last; None while a replacement is made. Shared by its hooks."""
 
     def __init__(self) -> None:
-        self.visits: list[_Visit] = []
+        self.visits: list[_Visit | None] = []
 
 
 class _Hook:
@@ -67,15 +67,19 @@ class _Hook:
         self.recorder, self.name, self.place = recorder, name, place
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict, *output: Any) -> Any:
-        if not self.recorder.visits:
+        visit = self.recorder.visits[-1] if self.recorder.visits else None
+        if visit is None:
             return None
-        visit = self.recorder.visits[-1]
-        if not self.place.input:
-            return visit.meet(self.name, self.place.keys, output[0])
-        if args:
-            return (visit.meet(self.name, self.place.keys, args[0]), *args[1:]), kwargs
-        first = next(iter(kwargs))
-        return args, kwargs | {first: visit.meet(self.name, self.place.keys, kwargs[first])}
+        self.recorder.visits.append(None)  # a replacement may itself run this network, for somebody else
+        try:
+            if not self.place.input:
+                return visit.meet(self.name, self.place.keys, output[0])
+            if args:
+                return (visit.meet(self.name, self.place.keys, args[0]), *args[1:]), kwargs
+            first = next(iter(kwargs))
+            return args, kwargs | {first: visit.meet(self.name, self.place.keys, kwargs[first])}
+        finally:
+            self.recorder.visits.pop()
 
 
 class Actor:
@@ -265,7 +269,9 @@ class Actor:
             return None
         if not all(name in self.places and self.places[name].module for name in wanted):
             return None
-        return Counter({name: self._calls[name] for name in wanted})
+        if any(self._calls[name] != 1 for name in wanted):  # how often a loop comes by may change with the batch
+            return None
+        return Counter(wanted)
 
     def _signals(self, output: Any, visit: _Visit) -> Signals:
         own = {n: p for n, p in self.places.items() if not p.module}

@@ -70,7 +70,7 @@ class Tap:
         parts = path.split(".")
         if parts[0] == OUTPUT and not hasattr(model, OUTPUT):
             return Place("", tuple(parts[1:]), end == "input")
-        modules = dict(model.named_modules())
+        modules = dict(model.named_modules(remove_duplicate=False))  # a shared layer has several paths
         for length in range(len(parts), 0, -1):
             name = ".".join(parts[:length])
             if name in modules:
