@@ -62,7 +62,8 @@ def av_digits(
     clip of the same label and split: images and clips are shuffled by `seed` and taken in turn, so that each image is
     used about equally often. Each pair has its own additive Gaussian noise, drawn once from `seed`: a row always
     looks the same. Noisy values are clipped to [0, 1]. Some training labels are wrong, as hand-made labels are; those of
-    validation and test are right.
+    validation and test are right. That is what the one who sees and hears is good for: where image and sound agree, a
+    label against them is not believed. With `label_noise=0` distillation has little to add here (measured: none).
 
     Args:
         image_noise, audio_noise: standard deviation of the noise; the clean values lie in [0, 1]; 0 gives them as they are.

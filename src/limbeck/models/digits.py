@@ -15,7 +15,7 @@ class ImageCNN(nn.Module):
         size: height and width of the images.
     """
 
-    def __init__(self, width: int = 8, classes: int = 10, size: int = 8) -> None:
+    def __init__(self, width: int = 24, classes: int = 10, size: int = 8) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(1, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, 2 * width, 3, padding=1)
@@ -39,7 +39,7 @@ class AudioCNN(nn.Module):
         size: mel bands and frames of the (square) spectrograms.
     """
 
-    def __init__(self, width: int = 8, classes: int = 10, size: int = 32) -> None:
+    def __init__(self, width: int = 12, classes: int = 10, size: int = 32) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(1, width, 3, stride=2, padding=1)
         self.conv2 = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
@@ -63,7 +63,7 @@ class Fusion(nn.Module):
         dropout: share of the joined features that is dropped in training.
     """
 
-    def __init__(self, width: int = 8, classes: int = 10, dropout: float = 0.5) -> None:
+    def __init__(self, width: int = 12, classes: int = 10, dropout: float = 0.5) -> None:
         super().__init__()
         self.image = ImageCNN(width, classes)
         self.audio = AudioCNN(width, classes)
