@@ -277,7 +277,7 @@ def test_a_function_may_ask_for_labels_progress_and_options():
     assert seen == [(BATCH["label"], 7, 2)]
     with pytest.raises(RecipeError, match=r"unknown key 'powr' of wanting\. Did you mean 'power'\?"):
         Term(wanting, powr=2)
-    with pytest.raises(RecipeError, match="scope 'batches' of a term is not known. Did you mean 'batch'"):
+    with pytest.raises(RecipeError, match=r"scope 'batches' of a term is not known\. Did you mean 'batch'"):
         Term(wanting, scope="batches")
 
 

@@ -32,7 +32,9 @@ class NonFiniteError(RuntimeError):
 class Trainee:
     """A named group of parameters with an optimiser and a gradient scaler of its own."""
 
-    def __init__(self, name: str, members: list[nn.Module | nn.Parameter], settings: TrainSettings, scaled: bool):
+    def __init__(
+        self, name: str, members: list[nn.Module | nn.Parameter], settings: TrainSettings, scaled: str | None = None
+    ):
         self.name, self.settings = name, settings
         self.modules = [m for m in members if isinstance(m, nn.Module)]
         found = [p for m in members for p in ([m] if isinstance(m, nn.Parameter) else m.parameters())]
@@ -42,7 +44,7 @@ class Trainee:
                 f"the trainee '{name}' has no parameter that learns. Are all of them frozen (requires_grad=False)?"
             )
         self.optimizer = optimisers.build(self.parameters, settings)
-        self.scaler = torch.amp.GradScaler("cuda") if scaled else None
+        self.scaler = torch.amp.GradScaler(scaled) if scaled else None
         self.skipped = 0
 
 
@@ -156,8 +158,19 @@ class Stepper:
         self._set_modes()
 
     def _make(self, name: str, members: list[nn.Module | nn.Parameter]) -> Trainee:
-        scaled = self.precision == "fp16" and self.world.device.type == "cuda"
-        return Trainee(name, members, self.settings.of(name), scaled)
+        made = Trainee(
+            name, members, self.settings.of(name), self.world.device.type if self.precision == "fp16" else None
+        )
+        if not set(self._everything()).issuperset(made.parameters):
+            raise RecipeError(
+                f"trainees()['{name}'] holds parameters of neither the student, a teacher nor the method, so no checkpoint would hold them. "
+                "Make their module an attribute of the method: self.critic = ..."
+            )
+        if made.scaler is not None and any(gradients.sharded(p) for p in made.parameters):
+            raise RecipeError(
+                "precision=fp16 scales its loss, which sharded gradients do not allow. Set train.precision=bf16."
+            )
+        return made
 
     def _trainee(self, update: Update) -> Trainee:
         if update.trainee not in self.trainees:
@@ -178,17 +191,17 @@ class Stepper:
     ) -> bool:
         finite = torch.isfinite(torch.tensor([*values.values(), grad_norm], dtype=torch.float64))
         if not bool(finite.all()):
-            scaler_overflow = trainee.scaler is not None and bool(finite[:-1].all())
-            if not scaler_overflow:
-                bad = [f"the part '{name}' of the loss" for name, ok in zip(values, finite.tolist()) if not ok]
-                what = ", ".join(bad) if bad else f"the gradient of '{trainee.name}' (all parts of the loss are finite)"
-                if self.settings.on_nonfinite == "stop":
-                    ids = update.batch.get("id")
-                    trainee.optimizer.zero_grad(set_to_none=True)
-                    raise NonFiniteError(what, progress.step, ids.tolist() if isinstance(ids, Tensor) else [])
-                trainee.skipped += 1
-                trainee.optimizer.zero_grad(set_to_none=True)
-                return False
+            overflow = trainee.scaler is not None and bool(finite[:-1].all())  # the scale was too large, no more
+            bad = [f"the part '{name}' of the loss" for name, ok in zip(values, finite.tolist()) if not ok]
+            what = ", ".join(bad) if bad else f"the gradient of '{trainee.name}' (all parts of the loss are finite)"
+            trainee.optimizer.zero_grad(set_to_none=True)
+            if trainee.scaler is not None:
+                trainee.scaler.update(trainee.scaler.get_scale() * trainee.scaler.get_backoff_factor())
+            if self.settings.on_nonfinite == "stop" and not overflow:
+                ids = update.batch.get("id")
+                raise NonFiniteError(what, progress.step, ids.tolist() if isinstance(ids, Tensor) else [])
+            trainee.skipped += 1
+            return False
         clip = trainee.settings.clip
         if clip is not None and grad_norm > clip:
             gradients.scale_(trainee.parameters, clip / (grad_norm + 1e-6))
