@@ -52,10 +52,11 @@ def save(folder: Path, position: int, state: Mapping[str, Any]) -> Path:
         for file in aside.iterdir():
             _sync(file)
         _sync(aside)
-        if final.exists():
-            shutil.rmtree(final)
+        if final.exists():  # out of the way in one move, not file by file
+            final.rename(folder / f"{aside.name}-replaced")
         aside.rename(final)
         _sync(folder)
+        shutil.rmtree(folder / f"{aside.name}-replaced", ignore_errors=True)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise CheckpointError(_disk_sentence(error, folder)) from error

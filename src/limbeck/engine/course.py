@@ -40,6 +40,7 @@ class Course:
         self._steps_before = 0
         self._untouched = self._versions()
         self._sharded: Sharded | None = None
+        self._compiled: Any = None
 
     def run(self, state: dict[str, Any] | None = None) -> list[StageResult]:
         """Run all stages; with `state` (a checkpoint) continue from there."""
@@ -138,6 +139,7 @@ class Course:
         settings = self.settings_of(stage)
         spread = settings.shard == "fsdp" and situation.world.size > 1
         self._sharded = Sharded(situation.student, situation.world) if spread else None
+        self._compile(settings)
         trainer = Trainer(stage, situation, settings)
         situation.save = lambda own: self._save(trainer, own)
         if state is not None:
@@ -145,6 +147,13 @@ class Course:
             trainer.restore(state["stage"])
             self._return_to(state)
         return trainer
+
+    def _compile(self, settings: TrainSettings) -> None:
+        """Compile the student in place, once; its hooks are there already, for a hook that comes later is not heard."""
+        model = self.situation.student.model
+        if settings.compile and self._compiled is not model:
+            model.compile(**({"backend": settings.compile} if isinstance(settings.compile, str) else {}))
+            self._compiled = model
 
     def _return_to(self, state: dict[str, Any]) -> None:
         """Student, teachers, random generators and log as they were when `state` was saved."""

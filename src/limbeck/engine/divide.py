@@ -141,6 +141,7 @@ class _Run:
         self.wide = gradients.WideSum(parameters)
         self.records: list[dict[str, Tensor]] = []
         self.begun: set[str] = set()
+        self.inside = False  # whether a batch-scope function holds parameters that learn
         self.per_part: dict[str, list[Tensor | None]] | None = {} if per_part else None
 
     def call(self, piece: dict[str, Any]) -> Loss:
@@ -295,6 +296,7 @@ class _Run:
         weight = _number(part.weight)
         own = [p for p in self.parameters if p.requires_grad]
         found = torch.autograd.grad(value * self.scale, [*learning, *own], allow_unused=True)
+        self.inside |= any(g is not None for g in found[len(learning) :])
         if self.world.main:
             inner = [g if g is None else weight * g for g in found[len(learning) :]]
             for p, grad in zip(own, inner):
@@ -342,6 +344,8 @@ class _Run:
                 old = self.per_part.get(name, [None] * len(found))
                 self.per_part[name] = [g if o is None else o if g is None else o + g for o, g in zip(old, found)]
         total: Any = sum(weighted.values())
+        if not total.requires_grad and self.inside:
+            return
         if not total.requires_grad:
             raise RuntimeError(
                 f"the loss ({', '.join(weighted)}) does not depend on any parameter of the trainee; was a signal detached, or a graph not kept "

@@ -258,6 +258,9 @@ class Trainer:
                 self.best_weights = self._take()
         else:
             self.best["since"] += 1
+        return self._impatient()
+
+    def _impatient(self) -> bool:
         return self.settings.patience is not None and self.best["since"] >= self.settings.patience
 
     def _measure(self) -> tuple[float, float | None]:
@@ -321,6 +324,8 @@ class Trainer:
         if self.ema is not None and state["ema"]:
             self.ema.load_state_dict(state["ema"])
         self.best, self.best_weights = state["best"], state["best_weights"]
+        if self._impatient():
+            self.steps = self.step
 
     def _refuse_a_batch_of_one(self, samples: int) -> None:
         """BatchNorm in train mode cannot normalise one value: found here, not in the last step of an epoch.
