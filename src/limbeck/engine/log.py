@@ -14,6 +14,9 @@ class Tracker(Protocol):
     def log(self, values: dict[str, Any], step: int | None = None) -> None:
         """Store figures of one step."""
 
+    def finish(self) -> None:
+        """Write what is still held."""
+
 
 class Log:
     """Appends JSON lines; knows how far it has written.
@@ -51,9 +54,11 @@ class Log:
             tracker.log(figures, step=line.get("step"))
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, and let the trackers write what they still hold."""
         if self._file is not None:
             self._file.close()
+        for tracker in self.trackers:
+            tracker.finish()
 
 
 def _figures(value: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
