@@ -104,7 +104,7 @@ class Trainer:
         self._refuse_a_batch_of_one(len(data.splits["train"]))
         self.ema = MovingAverage(situation.student.model, settings.ema) if settings.ema else None
         self.step, self.seconds, self.last_loss = 0, 0.0, float("nan")
-        self.best = _none_yet()
+        self.best = self.latest = _none_yet()
         self.best_weights: dict[str, Any] | None = None
         self._saved_at = time.monotonic()
 
@@ -124,14 +124,15 @@ class Trainer:
             self._give(self.best_weights)
         elif self.ema is not None:
             self.situation.student.model.load_state_dict(self.ema.average)
+        chosen = self.best if self.settings.select == "best" else self.latest
         return StageResult(
             self.stage.name,
-            loss=self.best["loss"],
-            metric=self.best["metric"],
+            loss=chosen["loss"],
+            metric=chosen["metric"],
             epochs=self.epochs,
             steps=self.step,
             seconds=self.seconds,
-            selected_epoch=self.best["epoch"],
+            selected_epoch=chosen["epoch"],
         )
 
     def _epochs(self, started: float) -> None:
@@ -252,6 +253,7 @@ class Trainer:
             "metric": metric,
         }
         self.situation.log.write(line)
+        self.latest = {"loss": loss, "metric": metric, "epoch": epoch}
         if self.best["loss"] is None or loss < self.best["loss"]:
             self.best = {"loss": loss, "metric": metric, "epoch": epoch, "since": 0}
             if self.settings.select == "best":
@@ -308,6 +310,7 @@ class Trainer:
             },
             "ema": self.ema.state_dict() if self.ema else None,
             "best": self.best,
+            "latest": self.latest,
             "best_weights": self.best_weights,
         }
 
@@ -324,6 +327,7 @@ class Trainer:
         if self.ema is not None and state["ema"]:
             self.ema.load_state_dict(state["ema"])
         self.best, self.best_weights = state["best"], state["best_weights"]
+        self.latest = state.get("latest", self.best)
         if self._impatient():
             self.steps = self.step
 
