@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from limbeck.tasks import Task
     from limbeck.views import View
 
+    __version__: str
+
 __all__ = [
     "Card",
     "Loss",
@@ -61,16 +63,28 @@ _HOMES = {
     "limbeck.tasks": ("Task",),
     "limbeck.views": ("View",),
 }
+_SOURCE_VERSION = "0.1.0"  # of a checkout that is not installed; pyproject.toml has the same
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name on first use, so that `import limbeck` itself costs next to nothing."""
+    if name == "__version__":
+        return globals().setdefault(name, _version())
     if name not in _HOME_OF:
         raise AttributeError(f"module 'limbeck' has no attribute '{name}'")
     value = getattr(importlib.import_module(_HOME_OF[name]), name)
     globals()[name] = value
     return value
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("limbeck")
+    except PackageNotFoundError:
+        return _SOURCE_VERSION
 
 
 def __dir__() -> list[str]:

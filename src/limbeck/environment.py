@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from limbeck import __version__
+
 EXTRAS = {
     "text": ("transformers",),
     "data": ("datasets", "pyarrow"),
@@ -31,7 +33,7 @@ def version(package: str) -> str | None:
 def facts() -> dict[str, Any]:
     """Versions, machine and repository, flat, as `environment.json` keeps them."""
     found: dict[str, Any] = {
-        "limbeck": version("limbeck") or "not installed",
+        "limbeck": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),

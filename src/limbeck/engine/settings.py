@@ -84,4 +84,5 @@ class TrainSettings(BaseModel):
         own = self.trainees.get(trainee)
         if own is None:
             return self
-        return self.model_copy(update={k: getattr(own, k) for k in own.model_fields_set})
+        given = {key: getattr(own, key) for key in own.model_fields_set}
+        return self.model_copy(update={key: value for key, value in given.items() if value is not None})

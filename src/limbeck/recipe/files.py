@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from limbeck import environment
+from limbeck import __version__
 from limbeck.errors import RecipeError, nearest
 from limbeck.recipe import text
 from limbeck.recipe.live import revive
@@ -94,9 +93,8 @@ def _unreadable(keys: Mapping[str, Any], source: str, reason: str) -> RecipeErro
 
 
 def version() -> str:
-    """This version; `unknown` where the package is used without being installed."""
-    own = getattr(importlib.import_module("limbeck"), "__version__", None)
-    return own or environment.version("limbeck") or "unknown"
+    """This version."""
+    return __version__
 
 
 def _numbers(written: Any) -> tuple[int, ...]:

@@ -8,10 +8,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from limbeck import __version__
 from limbeck.actors import Student
 from limbeck.data.tensors import Data
 from limbeck.engine import weights
-from limbeck.environment import version
 from limbeck.sources import STUDENT_FILE, WEIGHTS_FILE, load_weights, save_weights
 from limbeck.tasks import Task
 
@@ -31,7 +31,7 @@ def write(folder: Path, student: Student, task: Task, data: Data, spec: dict[str
     else:
         save_weights(student.model, aside / WEIGHTS_FILE)
     facts = {
-        "limbeck": version("limbeck"),
+        "limbeck": __version__,
         "class": type(student.model).__name__,
         "model": (spec or {}).get("model"),
         "args": (spec or {}).get("args", {}),
