@@ -311,7 +311,7 @@ SCENARIOS = {"division": division, "training": training, "restart": restart, "sh
 
 
 def main(folder: Path) -> None:
-    world = World.here("cpu")
+    world = World.here("cpu" if torch.cuda.is_available() else None)
     assert world.size == 2
     for name, scenario in SCENARIOS.items():
         found = scenario(world, folder)

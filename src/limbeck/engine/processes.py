@@ -27,7 +27,10 @@ class World:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 or (dist.is_available() and dist.is_initialized()):
             from accelerate import PartialState
 
-            state = PartialState(cpu=device == "cpu")
+            state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
+            launched = int(os.environ.get("WORLD_SIZE", state.num_processes))
+            if state.num_processes != launched:  # each would train on its own, and all write to one folder
+                raise RuntimeError(f"{launched} processes were launched, and this one finds {state.num_processes}.")
             return cls(state.process_index, state.num_processes, state.device)
         chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
         return cls(0, 1, torch.device(chosen))
