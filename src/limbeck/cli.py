@@ -16,6 +16,7 @@ from rich.table import Table
 from limbeck import later
 from limbeck.errors import RecipeError
 
+_CODE = "LIMBECK_EXIT_CODE"  # the file for the exit code of several processes
 DONE, FAULT, CANNOT_RUN, ANSWER_IS_NO, LIMIT, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 app = typer.Typer(
@@ -39,7 +40,7 @@ OutFlag = Annotated[
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON to standard output.")]
 QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but the result and errors.")]
 Settings = Annotated[
-    list[str] | None, typer.Argument(metavar="[key=value]...", help="Changes to the recipe.", show_default=False)
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe.", show_default=False)
 ]
 
 
@@ -49,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
-        code = app(words, standalone_mode=False)
+        code = app(words, standalone_mode=False, prog_name="limbeck")
     except typer.Abort:
         code = INTERRUPTED
     except RecipeError as error:
@@ -60,17 +61,25 @@ def main(arguments: list[str] | None = None) -> None:
         code = INTERRUPTED
     except Exception as error:
         code = _other(error, debug)
-    sys.exit(code or 0)
+    sys.exit(_told(code or DONE))
+
+
+def _told(code: int) -> int:
+    """The exit code, which one of several processes leaves for the one that started them: to their launcher every code but 0 is a crash."""
+    told = os.environ.get(_CODE)
+    if told is None:
+        return code
+    if not _not_main():
+        Path(told).write_text(str(code))
+    return DONE if code in (ANSWER_IS_NO, LIMIT, INTERRUPTED) else code
 
 
 def _other(error: Exception, debug: bool) -> int:
-    from limbeck.engine.checkpoint import CheckpointError
+    from limbeck.engine.checkpoint import DISK, CheckpointError
     from limbeck.engine.stepper import NonFiniteError
     from limbeck.engine.trainer import Stopped
 
-    if hasattr(
-        error, "format_message"
-    ):  # the words do not fit a verb (typer carries click's exceptions under its own name)
+    if hasattr(error, "format_message"):  # words that fit no verb; typer carries click's exceptions under its own name
         context = getattr(error, "ctx", None)
         return _fail(
             f"{error.format_message()} Help: {context.command_path if context else 'limbeck'} --help", CANNOT_RUN
@@ -81,12 +90,20 @@ def _other(error: Exception, debug: bool) -> int:
         raise error
     if isinstance(error, (NonFiniteError, CheckpointError)):
         return _fail(str(error), FAULT)
+    if isinstance(error, OSError) and error.errno in DISK:
+        where = f" ({error.filename})" if error.filename else ""
+        return _fail(
+            f"A file could not be written{where}: {DISK[error.errno]}. The same command then goes on; nothing saved before is lost.",
+            FAULT,
+        )
     return _fail(
         f"{type(error).__name__}: {error}\nThis is a fault of Limbeck or of code it called; --debug shows where.", FAULT
     )
 
 
 def _fail(sentence: str, code: int) -> int:
+    if _not_main():
+        sentence = f"process {os.environ['RANK']}: {sentence}"
     Console(stderr=True).print(sentence, highlight=False, markup=False, soft_wrap=True)
     return code
 
@@ -112,10 +129,14 @@ def _finished(run: Any, as_json: bool) -> int:
             console.print(
                 f"student - control: {difference['mean']:+.4f} (95 % interval {difference['low']:+.4f} to {difference['high']:+.4f}, {difference['how']})",
                 highlight=False,
+                soft_wrap=True,
             )
         for line in result["require"]:
             console.print(
-                f"{'held' if line['held'] else 'MISSED'}: {line['text']} (it is {line['value']})", highlight=False
+                f"{'held' if line['held'] else 'MISSED'}: {line['text']} (it is {_number(line['value'])})",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
             )
         console.print(
             f"student: {run.folder}/student   report: {run.folder}/report.html", highlight=False, soft_wrap=True
@@ -145,23 +166,24 @@ def _processes(gpus: str | None) -> int | None:
 def _relaunch(count: int) -> int:
     """Run this same command in `count` processes under torch.distributed.run."""
     import subprocess
+    import tempfile
 
     words = [
         word
         for i, word in enumerate(sys.argv[1:])
         if word != "--gpus" and not word.startswith("--gpus=") and (i == 0 or sys.argv[i] != "--gpus")
     ]
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={count}",
-        "-m",
-        "limbeck",
-        *words,
-    ]
-    return subprocess.run(command, check=False).returncode
+    launcher = ("torch.distributed.run", "--standalone", f"--nproc-per-node={count}")
+    with tempfile.TemporaryDirectory() as folder:
+        told = Path(folder) / "code"
+        environment = os.environ | {_CODE: str(told), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+        command = [sys.executable, "-m", *launcher, "-m", "limbeck", *words]
+        done = subprocess.run(command, env=environment, check=False).returncode
+        return int(told.read_text()) if told.exists() else done
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 @app.command()
@@ -200,19 +222,22 @@ def distill(
 ) -> int:
     """Train the student that RECIPE describes, and measure what arrived.
 
-    Examples: `limbeck distill digits-kd` · `limbeck distill my.yaml train.epochs=5 method=kd+rkd` · `limbeck distill runs/my-1 --out runs/again`
+    Examples: `limbeck distill digits-kd` · `limbeck distill my.yaml train.epochs=5 method=kd+my_losses:gap` · `limbeck distill runs/my-1 --out runs/again`
     """
     count = _processes(gpus)
-    if count is not None:
-        return _relaunch(count)
-    from limbeck.run import distill as run_distill
-    from limbeck.terminal import Terminal
-
     changes = list(settings or [])
     if on_nonfinite is not None:
         changes.append(f"train.on_nonfinite={on_nonfinite}")
     if skip_bad:
         changes.append("data.skip_bad=true")
+    if count is not None:
+        from limbeck.recipe import Recipe
+
+        Recipe.load(recipe, *changes)  # a mistake in the words is said once, here
+        return _relaunch(count)
+    from limbeck.run import distill as run_distill
+    from limbeck.terminal import Terminal
+
     with Terminal(quiet=quiet or as_json or _not_main()) as terminal:
         run = run_distill(recipe, *changes, out=out, observer=terminal)
     return _finished(run, as_json) if not _not_main() else DONE
@@ -248,15 +273,16 @@ def evaluate(
     checks: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[CHECK]...",
-            help="quality, calibration, speed, missing; default: the recipe's.",
+            metavar="CHECK",
+            help="quality, calibration, fidelity (asks the teacher too), speed, missing; default: the recipe's.",
             show_default=False,
         ),
     ] = None,
-    split: Annotated[str, typer.Option(help="Which split to measure on.")] = "test",
+    split: Annotated[str, typer.Option("--split", help="Which split to measure on.")] = "test",
     data: Annotated[str | None, typer.Option(help="Other data than the run's.")] = None,
     of: Annotated[str, typer.Option(help="student or teacher.")] = "student",
     as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
 ) -> int:
     """Measure the student (or the teacher) of a run again, on its own data or on others."""
     from limbeck.run import Run
@@ -273,7 +299,8 @@ def evaluate(
         }.items():
             shown.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4f}")
         console = Console()
-        console.print(f"{of} of {run} on {split}", highlight=False)
+        if not quiet:
+            console.print(f"{of} of {run} on {split}, {entry['samples']} samples", highlight=False, soft_wrap=True)
         console.print(shown)
 
     _show(entry, as_json, show)
@@ -285,14 +312,17 @@ def inspect(
     thing: Annotated[
         str | None,
         typer.Argument(
-            metavar="[THING]", help="A model, data, a run or a recipe; nothing: this installation.", show_default=False
+            metavar="THING", help="A model, data, a run or a recipe; nothing: this installation.", show_default=False
         ),
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option("--data", help="Data for a model's shapes: a few samples of it are shown to the model."),
+        typer.Option(
+            "--data", help="Data for a model's shapes: a few samples of it are shown to the model; a recipe: its data."
+        ),
     ] = None,
     as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
 ) -> int:
     """Look at something before using it: a model's tap paths with shapes, data, a run; alone: versions and extras."""
     from limbeck.looking import look
@@ -305,12 +335,13 @@ def inspect(
 @app.command()
 def methods(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="One method's card and options.", show_default=False)
+        str | None, typer.Argument(metavar="NAME", help="One method's card and options.", show_default=False)
     ] = None,
     needs: Annotated[
         str | None, typer.Option("--needs", help="Only those that read this signal of the teacher.")
     ] = None,
     as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
 ) -> int:
     """What methods there are, and what each is for, needs and costs."""
     from limbeck.looking import look_at_method, look_at_methods
@@ -336,11 +367,14 @@ for _verb in ("plan", "suggest", "cache", "compare"):
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
     to: Annotated[str, typer.Option("--to", help="The format.")] = "safetensors",
-    quantize: Annotated[str, typer.Option(help="none or int8.")] = "none",
-    push: Annotated[str | None, typer.Option(help="A hub repository.")] = None,
+    quantize: Annotated[str, typer.Option("--quantize", help="none or int8.")] = "none",
+    push: Annotated[str | None, typer.Option("--push", help="A hub repository.")] = None,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
 ) -> int:
     """Write the student of a run in another format."""
     from limbeck.run import Run
 
-    print(Run(run).export(to, quantize=quantize, push=push))
+    written = Run(run).export(to, quantize=quantize, push=push)
+    _show({"path": str(written)}, as_json, lambda: print(written))
     return DONE

@@ -204,3 +204,27 @@ def test_verbs_that_come_later_say_so(cli):
 def test_an_unknown_verb_and_an_unknown_flag(cli):
     assert cli("distil", "kd.yaml")[0] == 2
     assert cli("distill", "kd.yaml", "--gpu", "2")[0] == 2
+
+
+def test_a_full_disk_is_said_in_a_sentence_and_the_same_command_goes_on(project, cli, monkeypatch):
+    from limbeck.engine import checkpoint
+
+    real, calls = checkpoint.save_file, []
+
+    def full(tensors, path):
+        calls.append(path)
+        if len(calls) == 5:
+            raise OSError(28, "No space left on device")
+        real(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    code, _, shown = cli("distill", "kd.yaml", "train.save_every=0", "--out", "run")
+    assert code == 1
+    assert "the disk is full" in shown
+    assert "Earlier checkpoints are untouched" in shown
+    assert len(checkpoint.list_all(project / "run/checkpoints")) == 2
+    assert cli("distill", "kd.yaml", "train.save_every=0", "--out", "run")[0] == 0
+    assert cli("distill", "kd.yaml", "--out", "whole")[0] == 0
+    assert (project / "run/student/model.safetensors").read_bytes() == (
+        project / "whole/student/model.safetensors"
+    ).read_bytes()

@@ -153,12 +153,15 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+# Faults of a disk that a person can mend, and how.
+DISK = {
+    errno.ENOSPC: "the disk is full. Make room",
+    errno.EDQUOT: "the disk quota is used up. Make room",
+    errno.EACCES: "it may not be written to. Give write permission",
+    errno.EROFS: "it is read-only. Choose another folder with --out, or make it writable",
+}
+
+
 def _disk_sentence(error: OSError, folder: Path) -> str:
-    reasons = {
-        errno.ENOSPC: "the disk is full. Make room",
-        errno.EDQUOT: "the disk quota is used up. Make room",
-        errno.EACCES: "it may not be written to. Give write permission",
-        errno.EROFS: "it is read-only. Choose another folder with --out, or make it writable",
-    }
-    reason = reasons.get(error.errno or 0, f"{error.strerror or error}. Mend that")
+    reason = DISK.get(error.errno or 0, f"{error.strerror or error}. Mend that")
     return f"the checkpoint could not be written to {folder}: {reason} and go on with: limbeck resume {folder.parent}. Earlier checkpoints are untouched."
