@@ -362,3 +362,20 @@ def test_an_attribute_that_changes_is_refused_with_the_way_out():
     _, where = ready(KD())
     with pytest.raises(RecipeError, match=r"Counting\.seen changed during the first step, .*register_buffer"):
         Course(Counting(), where).run()
+
+
+def test_the_average_follows_the_student_whatever_its_trainee_is_called():
+    class Renamed(Supervised):
+        def trainees(self):
+            return {"net": [self.student.model]}
+
+        def learn(self, batch, progress):
+            yield Update("net", self.loss, batch)
+
+    found = []
+    for method in (Supervised(), Renamed()):
+        _, where = ready(Supervised(), teacher=False, ema=0.5, epochs=3, batch_size=5)
+        torch.manual_seed(1)
+        Course(method, where).run()
+        found.append(where.student.model.state_dict())
+    assert all(torch.equal(found[0][n], found[1][n]) for n in found[0])

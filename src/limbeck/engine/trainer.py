@@ -211,9 +211,10 @@ class Trainer:
                 raise TypeError(f"learn yields Update or Rebuilt, not {type(item).__name__}.")
             measure = logging and self.settings.log_gradients
             sent, terms, made = self.stepper.perform(item, progress, measure=measure)
-            if made and self.ema is not None and item.trainee == "student":
-                self.ema.update()
             trainee = self.stepper.trainees[item.trainee]
+            ours = item.trainee == "student" or self.situation.student.model in trainee.modules
+            if made and self.ema is not None and ours:
+                self.ema.update()
             loss = sum(term["value"] * term["weight"] for term in terms.values())
             lines.append(
                 {
