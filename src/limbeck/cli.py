@@ -61,7 +61,15 @@ def main(arguments: list[str] | None = None) -> None:
         code = INTERRUPTED
     except Exception as error:
         code = _other(error, debug)
+    _part()
     sys.exit(_told(code or DONE))
+
+
+def _part() -> None:
+    """Leave the other processes in order: torch takes one that ends without for a crash."""
+    distributed = sys.modules.get("torch.distributed")
+    if "RANK" in os.environ and distributed is not None and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _told(code: int) -> int:
@@ -351,18 +359,6 @@ def methods(
     return DONE
 
 
-def _later(verb: str, function: Callable[..., Any]) -> None:
-    def command(words: Annotated[list[str] | None, typer.Argument(hidden=True)] = None) -> None:
-        function()
-
-    command.__doc__ = function.__doc__
-    app.command(verb, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(command)
-
-
-for _verb in ("plan", "suggest", "cache", "compare"):
-    _later(_verb, getattr(later, _verb))
-
-
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
@@ -378,3 +374,15 @@ def export(
     written = Run(run).export(to, quantize=quantize, push=push)
     _show({"path": str(written)}, as_json, lambda: print(written))
     return DONE
+
+
+def _later(verb: str, function: Callable[..., Any]) -> None:
+    def command(words: Annotated[list[str] | None, typer.Argument(hidden=True)] = None) -> None:
+        function()
+
+    command.__doc__ = function.__doc__
+    app.command(verb, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(command)
+
+
+for _verb in ("plan", "suggest", "cache", "compare"):
+    _later(_verb, getattr(later, _verb))

@@ -27,7 +27,7 @@ from limbeck.evaluation import requirements
 from limbeck.evaluation.measure import measure
 from limbeck.interrupts import Interrupts
 from limbeck.locking import only_here
-from limbeck.method import Method
+from limbeck.method import Method, name_of
 from limbeck.methods.supervised import Supervised
 from limbeck.recipe import Recipe
 from limbeck.shipping import student as shipped
@@ -102,8 +102,8 @@ class Life:
                 raise RecipeError(
                     f"{self.folder} holds a run of another recipe: {'; '.join(different[:8])}. Choose another folder with --out, or change the recipe back."
                 )
-        result = self.folder / "result.json"
-        if result.exists() and json.loads(result.read_text())["status"] == "finished":
+        result, page = self.folder / "result.json", self.folder / "report.html"  # the page is written last
+        if result.exists() and page.exists() and json.loads(result.read_text())["status"] == "finished":
             self.observer.say(f"{self.folder} is finished already; nothing was run.")
             return True
         return False
@@ -209,7 +209,7 @@ class Life:
         listed = [
             {
                 "name": r.name,
-                "method": type(m).card.name if hasattr(type(m), "card") else type(m).__name__,
+                "method": name_of(type(m)),
                 "epochs": r.epochs,
                 "steps": r.steps,
                 "seconds": round(r.seconds, 3),

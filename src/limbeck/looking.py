@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 
 from limbeck import environment
 from limbeck.actors import Actor, Student
+from limbeck.data.tensors import Data
 from limbeck.errors import RecipeError
 from limbeck.evaluation import speed
 from limbeck.methods import all_methods, find
@@ -39,6 +42,8 @@ def look(thing: str | None, data: str | None = None) -> Look:
         return look_at_recipe(thing)
     if path.is_dir() and any((folder / STUDENT_FILE).exists() for folder in (path, path / "student")):
         return look_at_model(Student(path), data)
+    if path.is_dir() and list(path.glob("*/recipe.yaml")):
+        return look_at_runs(path)
     if (path / "config.json").exists():
         return look_at_model(Actor(path), data)
     if path.exists():
@@ -74,7 +79,7 @@ def look_at_installation() -> Look:
         shown = Table("extra", "packages", "to install it", box=None)
         for name, packages in extras.items():
             told = ", ".join(f"{p} {v}" if v else f"{p} missing" for p, v in packages.items())
-            shown.add_row(name, told, "" if all(packages.values()) else f"pip install 'limbeck[{name}]'")
+            shown.add_row(name, told, Text("" if all(packages.values()) else f"pip install 'limbeck[{name}]'"))
         console.print(shown)
 
     return {"facts": facts, "extras": extras}, show
@@ -132,12 +137,36 @@ def look_at_run(path: Path) -> Look:
     return facts, show
 
 
+def look_at_runs(folder: Path) -> Look:
+    """The runs in a folder: how each is called, whether it finished, and its metric."""
+    found = {}
+    for recipe in sorted(folder.glob("*/recipe.yaml")):
+        facts = look_at_run(recipe.parent)[0]
+        student, task = facts.get("student") or {}, facts.get("task") or {}
+        found[str(recipe.parent)] = {
+            "status": facts["status"],
+            "method": facts.get("method"),
+            "metric": task.get("metric"),
+            "value": student.get("metric"),
+        }
+
+    def show() -> None:
+        shown = Table("run", "method", "status", "metric", "on the student", box=None)
+        for name, run in found.items():
+            value = run["value"]
+            told = "" if value is None else f"{value:.4f}"
+            shown.add_row(name, run["method"] or "", run["status"], run["metric"] or "", told)
+        Console().print(shown)
+
+    return found, show
+
+
 def look_at_recipe(source: str) -> Look:
     """The recipe with every default written out."""
     from limbeck.recipe import Recipe
 
-    recipe = Recipe.load(source)
-    return recipe.to_mapping(), lambda: print(recipe.to_yaml())
+    recipe = Recipe.load(source, partial=True)
+    return recipe.to_mapping(), lambda: print(recipe.to_yaml().rstrip())
 
 
 def look_at_model(actor: Actor, data: str | None) -> Look:
@@ -173,11 +202,10 @@ def look_at_model(actor: Actor, data: str | None) -> Look:
 
 def _shapes(actor: Actor, data: str) -> dict[str, Any]:
     """Shapes (without the batch) of what every submodule gives for two samples of the data."""
-    from limbeck.data import load_data
-
-    found = load_data(data)
+    found = _data(data)
     batch = next(iter(found.splits.values())).__getitems__([0, 1])
-    actor.look_at(found.columns)
+    view = actor.look_at(found.columns)
+    view.check(list(found.columns), "model", found.source)
     shapes: dict[str, Any] = {}
     handles = []
     for path, module in actor.model.named_modules():
@@ -193,10 +221,31 @@ def _shapes(actor: Actor, data: str) -> dict[str, Any]:
     try:
         with torch.no_grad():
             actor(batch)
+    except RecipeError:
+        raise
+    except Exception as error:  # whatever a network says to what it cannot take
+        shown = ", ".join(
+            f"{key} {list(batch[key].shape)}" for key in (*view.keys, *view.named.values()) if key in batch
+        )
+        last = f" after {list(shapes)[-1]}" if shapes else ""
+        raise RecipeError(
+            f"{type(actor.model).__name__} could not take two samples of {data} ({shown}); it stopped{last}: {error}. "
+            "Where the columns need options (an image's size, a spectrogram's mels), give a recipe that has them: --data recipe.yaml"
+        ) from error
     finally:
         for handle in handles:
             handle.remove()
     return shapes
+
+
+def _data(source: str) -> Data:
+    """Data by path or name, or those of a recipe."""
+    from limbeck.data import load_data
+    from limbeck.recipe import Recipe
+
+    path = Path(source)
+    is_recipe = path.suffix in (".yaml", ".yml") or (path / "recipe.yaml").exists()
+    return Recipe.load(source, partial=True).build_data() if is_recipe else load_data(source)
 
 
 def look_at_methods(needs: str | None = None) -> Look:
@@ -232,7 +281,7 @@ def look_at_method(name: str) -> Look:
         console = Console()
         card = {k: ", ".join(v) if isinstance(v, tuple) else v for k, v in vars(cls.card).items() if v}
         _pairs(console, card)
-        console.print("\n" + (cls.__doc__ or "").strip(), highlight=False, markup=False)
+        console.print("\n" + inspect.cleandoc(cls.__doc__ or ""), highlight=False, markup=False, soft_wrap=True)
         if options:
             console.print("\noptions", highlight=False)
             shown = Table("option", "default", "type", box=None)
@@ -244,7 +293,12 @@ def look_at_method(name: str) -> Look:
 
 
 def _plain(annotation: Any) -> str:
-    return getattr(annotation, "__name__", None) or str(annotation).replace("typing.", "")
+    """The type of an option as people say it."""
+    if annotation is Any:  # a number, or one that changes with the steps
+        return "number or schedule"
+    if get_origin(annotation) is Literal:
+        return " | ".join(map(str, get_args(annotation)))
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
 
 
 def _pairs(console: Console, pairs: dict[str, Any]) -> None:

@@ -117,7 +117,7 @@ class Method(Options, Bound, nn.Module):
 
     def __init__(self, **options: Any):
         nn.Module.__init__(self)
-        self._take(options, _name(type(self)))
+        self._take(options, name_of(type(self)))
         self.notices: list[str] = []
         object.__setattr__(self, "progress", Progress())
 
@@ -206,15 +206,16 @@ class Sum(Transfer):
                 flat.append(Terms(member))
             elif isinstance(member, Transfer):
                 if type(member).learn is not Method.learn or type(member).trainees is not Method.trainees:
-                    raise RecipeError(f"{not_a_term(_name(type(member)))}")
+                    raise RecipeError(not_a_term(name_of(type(member))))
                 flat.append(member)
             else:
-                raise RecipeError(not_a_term(_name(type(member))))
+                raise RecipeError(not_a_term(name_of(type(member))))
         for member in flat:
-            name = _name(type(member)) if not isinstance(member, Terms) else member.terms_given[0].name
-            if name in self.members:
+            name = name_of(type(member)) if not isinstance(member, Terms) else member.terms_given[0].name
+            own = name.replace(".", "_")  # modules have no dots in their names
+            if own in self.members:
                 raise RecipeError(f"{name} stands twice in the sum; give it once, with its weight.")
-            self.members[name.replace(".", "_")] = member
+            self.members[own] = member
         object.__setattr__(self, "task_weight", flat[0].task_weight)
 
     def bind(self, student: Student, teacher: Teacher | None, task: Task | None) -> Self:
@@ -294,7 +295,7 @@ class Procedure(Options, Bound):
     """Several trainings in a row: as a method yields updates, a procedure yields stages and receives their results."""
 
     def __init__(self, **options: Any):
-        self._take(options, _name(type(self)))
+        self._take(options, name_of(type(self)))
         self.notices: list[str] = []
         self.memory: dict[str, Any] = {}
 
@@ -314,7 +315,7 @@ class Procedure(Options, Bound):
         yield
 
     def __add__(self, other: object) -> None:
-        raise RecipeError(not_a_term(_name(type(self))))
+        raise RecipeError(not_a_term(name_of(type(self))))
 
     __radd__ = __add__
 
@@ -327,6 +328,7 @@ def not_a_term(name: str) -> str:
     )
 
 
-def _name(cls: type) -> str:
-    card = getattr(cls, "card", None)
+def name_of(cls: type) -> str:
+    """What people call a method: the name on its own card (not on that of a class it was derived from), else the class's."""
+    card = vars(cls).get("card")
     return card.name if isinstance(card, Card) else cls.__name__

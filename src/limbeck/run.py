@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
-from limbeck.actors import Actor, Student
-from limbeck.data.tensors import Data
+from limbeck.actors import Actor, Student, Teacher
 from limbeck.engine import validate
 from limbeck.engine.processes import World
 from limbeck.engine.trainer import Observer, Silent
 from limbeck.errors import RecipeError
-from limbeck.evaluation.measure import measure
+from limbeck.evaluation.measure import Measured, measure
 from limbeck.life import Life
 from limbeck.recipe import Recipe, RecipeKeys
 
@@ -126,23 +125,45 @@ class Run:
     ) -> dict[str, Any]:
         """Measure the student (or `of="teacher"`) on a split of the run's data, or of other data.
 
+        Args:
+            checks: what to look at (`fidelity` asks the teacher too); None: what the recipe says.
+            data: a path, which is read with the run's columns and classes, or anything else a recipe takes.
+
+        Returns:
+            An entry as in `result.json`, with `split` and `samples`.
+
         Raises:
-            RecipeError: an unknown check, split or column.
+            RecipeError: an unknown check, split or column, or other classes than the student's.
         """
-        recipe = self.recipe
-        found: Data = recipe.build_data() if data is None else recipe.with_keys({"data": data}).build_data()
-        task = recipe.build_task(found)
         if of not in ("student", "teacher"):
             raise RecipeError(f"of='{of}': measure the 'student' or the 'teacher'.")
-        actor: Actor | None = self.student if of == "student" else recipe.build_teacher()
-        if actor is None:
-            raise RecipeError(f"{self.folder} has no teacher to measure.")
-        actor.look_at(found.columns)
-        world = World()
-        once = validate.batches(found[split], 256, world)
-        actor.model.eval()
+        recipe, student = self.recipe, self.student
+        if data is not None:
+            recipe = _on(recipe, data, student.labels)
+        found = recipe.build_data()
+        task = recipe.build_task(found)
+        if student.labels and found.labels.get(task.target, student.labels) != student.labels:
+            raise RecipeError(
+                f"the classes of {found.source} are {', '.join(found.labels[task.target])}; the student's are {', '.join(student.labels)}. "
+                "Figures need the same classes in the same order."
+            )
         chosen = list(checks) if checks is not None else [c["use"] for c in recipe.evaluate_choices()]
-        return measure(actor, once, task, checks=chosen, world=world).entry
+        teacher = recipe.build_teacher() if of == "teacher" or "fidelity" in chosen else None
+        if teacher is None and of == "teacher":
+            raise RecipeError(f"{self.folder} has no teacher to measure.")
+        once = validate.batches(found[split], 256, World())
+
+        def measured(actor: Actor, **more: Any) -> Measured:
+            for member in actor.members.values() if isinstance(actor, Teacher) else [actor]:
+                view = member.look_at(found.columns)
+                view.check(list(found.columns), member.whose, found.source)
+                member.model.eval()
+            return measure(actor, once, task, checks=chosen, **more)
+
+        top = measured(teacher) if teacher is not None else None
+        entry = measured(student, against=top) if of == "student" else top
+        assert entry is not None
+        return entry.entry | {"split": split, "samples": len(entry.target)}
 
     def export(self, to: str, *, quantize: str = "none", push: str | None = None) -> Path:
         """Write the student in another format. `safetensors` is what `student/` holds; others are not there yet."""
@@ -159,6 +180,20 @@ class Run:
 
 def _load(source: str | Path) -> Recipe:
     return Recipe.load(source, partial=True)  # what is missing may come with the keys; else building it says so
+
+
+def _on(recipe: Recipe, data: Any, labels: Sequence[str] | None) -> Recipe:
+    """The recipe on other data: a file is read as the run's own was, its classes numbered as the student knows them."""
+    if recipe.data is None or not isinstance(data, (str, Path)):
+        return recipe.with_keys({"data": data})
+    keys = recipe.data.tree() | {"path": str(data)}
+    if Path(data).exists() and labels and recipe.task.target:
+        columns = dict(keys["columns"] or {})
+        own = columns.get(recipe.task.target) or {}
+        if own.get("use", "label") == "label":
+            columns[recipe.task.target] = own | {"use": "label", "names": list(labels)}
+            keys["columns"] = columns
+    return recipe.with_keys({"data": keys})
 
 
 def _free_folder(name: str) -> Path:

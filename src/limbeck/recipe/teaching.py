@@ -10,7 +10,7 @@ from pydantic_core import PydanticSerializationError
 
 from limbeck import methods
 from limbeck.errors import RecipeError, nearest
-from limbeck.method import Card, Method, Procedure, Sum, Term, Terms, Transfer
+from limbeck.method import Method, Procedure, Sum, Term, Terms, Transfer, name_of
 from limbeck.recipe import terms
 from limbeck.recipe.live import Absent, address, label, spell
 
@@ -66,11 +66,11 @@ def name(member: Member) -> str:
     if isinstance(member, Terms):
         return member.terms_given[0].name
     if isinstance(member, (Method, Procedure)):
-        return _card_name(type(member))
+        return name_of(type(member))
     if isinstance(member.get("name"), str):
         return str(member["name"])
     kind = methods.find(member["use"])
-    return kind.name if isinstance(kind, Term) else _card_name(kind)
+    return kind.name if isinstance(kind, Term) else name_of(kind)
 
 
 def is_called(member: Member, word: str) -> bool:
@@ -179,8 +179,3 @@ def _count_the_task_once(member: Member, first: str, where: str) -> None:
             f"{where}.{name(member)}.task_weight is not used: a sum counts the task once, with the weight of its first "
             f"member. Write {where}.{first}.task_weight={spell(given)}"
         )
-
-
-def _card_name(kind: type) -> str:
-    card = getattr(kind, "card", None)
-    return card.name if isinstance(card, Card) else kind.__name__

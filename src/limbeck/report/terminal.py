@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,7 +59,11 @@ def table(rows: Sequence[Row], *, metric: str | None = None, title: str | None =
     written = word(metric or (rows[0].measure if rows else "accuracy"))
     columns = [
         ("", "left", [row.name for row in rows]),
-        (written.name, "right", [_metric(row, written) for row in rows]),
+        (
+            "\n".join(textwrap.wrap(written.name, 14, break_long_words=False)),
+            "right",
+            [_metric(row, written) for row in rows],
+        ),
         ("parameters", "right", [numbers.count(row.parameters) for row in rows]),
         ("latency", "right", [numbers.milliseconds(row.latency_ms) for row in rows]),
         ("size", "right", [numbers.size(row.bytes) for row in rows]),
