@@ -140,7 +140,7 @@ class Run:
         recipe, student = self.recipe, self.student
         if data is not None:
             recipe = _on(recipe, data, student.labels)
-        found = recipe.build_data()
+        found = recipe.build_data(only=split if data is not None else None)
         task = recipe.build_task(found)
         if student.labels and found.labels.get(task.target, student.labels) != student.labels:
             raise RecipeError(

@@ -21,6 +21,7 @@ from limbeck.data.scan import Progress, Scan, scan
 from limbeck.data.splits import assign, rows_of
 from limbeck.data.table import Table
 from limbeck.data.tensors import Data
+from limbeck.errors import RecipeError
 
 
 def build(
@@ -31,6 +32,7 @@ def build(
     seed: int = 0,
     budget: int = 2**30,
     progress: Progress | None = None,
+    only: str | None = None,
 ) -> Data:
     """Decode every row of the table once, check all, and give the splits.
 
@@ -40,6 +42,7 @@ def build(
         seed: of the hash that makes splits which the data do not name.
         budget: bytes of decoded values kept in memory; columns beyond it are decoded again when asked for.
         progress: called as `progress(rows done, rows in all)` while reading.
+        only: the one split that is wanted; rows of which nothing is said belong to it.
 
     Raises:
         RecipeError: one sentence per thing that is wrong, the first 20 of them, and their number.
@@ -51,8 +54,8 @@ def build(
     problems = row_problems(found, kinds)
     bad = {problem.row for problem in problems if problem.row is not None and skip_bad}
     good = [row for row in range(len(table)) if row not in bad]
-    words, split_notices = assign([found.ids[row] for row in good], [found.said[row] for row in good], seed)
-    splits = rows_of(words)
+    words, split_notices = _splits(found, good, seed, only, table.source)
+    splits = rows_of(words) if only is None else {only: [row for row, word in enumerate(words) if word == only]}
     numbers = {
         name: _numbers(kind, found.values[name], good) for name, kind in kinds.items() if isinstance(kind, Label)
     }
@@ -86,6 +89,16 @@ def build(
         source=table.source,
         notices=notices,
     )
+
+
+def _splits(found: Scan, good: list[int], seed: int, only: str | None, source: str) -> tuple[list[str], list[str]]:
+    said = [found.said[row] for row in good]
+    if only is None:
+        return assign([found.ids[row] for row in good], said, seed)
+    words = [word or only for word in said]
+    if only not in words:
+        raise RecipeError(f"{source} has no split '{only}'. There is: {', '.join(sorted(set(words)))}.")
+    return words, []
 
 
 def _store(

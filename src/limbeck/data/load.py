@@ -32,6 +32,7 @@ def load_data(
     seed: int = 0,
     budget: int = 2**30,
     progress: Progress | None = None,
+    only: str | None = None,
 ) -> Data:
     """Data from a path, a name, a Dataset, or several of them by split; all of it is read and checked here.
 
@@ -49,6 +50,8 @@ def load_data(
         seed: of the hash that makes splits. It is not the run's seed: two runs should share their test split.
         budget: bytes of decoded values kept in memory; what is beyond is decoded for each batch.
         progress: called as `progress(rows read, rows in all)`.
+        only: the one split that is wanted of files, so that no other need be there; rows of which nothing is said
+            belong to it.
 
     Raises:
         RecipeError: there is no such source (the nearest name is given), or its data are wrong: one error that lists
@@ -62,7 +65,7 @@ def load_data(
     if args:
         raise RecipeError(f"data.args are for functions (module:function) and hub data sets; {source} takes none.")
     table = _table(source, columns, split, id)
-    return build(table, columns, skip_bad=skip_bad, seed=seed, budget=budget, progress=progress)
+    return build(table, columns, skip_bad=skip_bad, seed=seed, budget=budget, progress=progress, only=only)
 
 
 def _called(source: Any, args: Mapping[str, Any] | None) -> tuple[Any, Mapping[str, Any] | None]:

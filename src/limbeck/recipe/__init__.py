@@ -228,11 +228,11 @@ class Recipe:
         use = self.task.use
         return use.name if isinstance(use, Task) else use if isinstance(use, str) else None
 
-    def build_data(self) -> Data:
-        """Load the data."""
+    def build_data(self, *, only: str | None = None) -> Data:
+        """Load the data; `only`: of files no other split need be there."""
         if self.data is None:
             raise RecipeError("the recipe names no data: data=manifest.csv, or data=av-digits to try it out")
-        return building.data(self.data)
+        return building.data(self.data, only)
 
     def build_task(self, data: Data) -> Task:
         """The task. What the recipe leaves open (kind, target, metric, the method) the data decide; it is written into

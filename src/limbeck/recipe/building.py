@@ -17,15 +17,17 @@ from limbeck.tasks import Task
 METHODS = {"classification": "kd", "regression": "limbeck.losses:mse"}
 
 
-def data(keys: DataKeys) -> Data:
-    """Load the data, or take those that were given in Python."""
+def data(keys: DataKeys, only: str | None = None) -> Data:
+    """Load the data (`only` one split of them, if that is all there need be), or take those that were given in Python."""
     path = keys.path
     if isinstance(path, Absent):
         raise path.refuse("data.path")
     args: dict[str, Any] | None = keys.args or None
     if callable(path) and not hasattr(path, "__getitem__"):
         path, args = path(**keys.args), None
-    return load_data(path, columns=keys.columns, split=keys.split, id=keys.id, args=args, skip_bad=keys.skip_bad)
+    return load_data(
+        path, columns=keys.columns, split=keys.split, id=keys.id, args=args, skip_bad=keys.skip_bad, only=only
+    )
 
 
 def task(keys: TaskKeys, found: Data) -> Task:
