@@ -118,7 +118,9 @@ def _fail(sentence: str, code: int) -> int:
 
 def _show(value: Any, as_json: bool, otherwise: Callable[[], None]) -> None:
     if as_json:
-        print(json.dumps(value, indent=1, default=str))
+        from limbeck.writing import without_nan
+
+        print(json.dumps(without_nan(value), indent=1, default=str))
     else:
         otherwise()
 

@@ -63,9 +63,13 @@ class Life:
             try:
                 self._train()
             except RecipeError:
-                if fresh and self.world.main and not [p for p in self.folder.iterdir() if p.name != ".lock"]:
-                    shutil.rmtree(self.folder)  # nothing was started, so nothing is left
+                if fresh and self.world.main and not self._moved():
+                    shutil.rmtree(self.folder)  # nothing was started, so nothing stands in the way of the mended recipe
                 raise
+
+    def _moved(self) -> bool:
+        """Whether there is a state after the first."""
+        return any(int(p.name.removeprefix("step-")) > 0 for p in checkpoint.list_all(self.folder / "checkpoints"))
 
     def _begin(self, held: ExitStack) -> bool:
         """Whether there is something to do. The main process looks and takes the lock, and all do as it finds."""

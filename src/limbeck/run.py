@@ -184,10 +184,10 @@ def _load(source: str | Path) -> Recipe:
 
 def _on(recipe: Recipe, data: Any, labels: Sequence[str] | None) -> Recipe:
     """The recipe on other data: a file is read as the run's own was, its classes numbered as the student knows them."""
-    if recipe.data is None or not isinstance(data, (str, Path)):
+    if recipe.data is None or not isinstance(data, (str, Path)) or not Path(data).exists():
         return recipe.with_keys({"data": data})
     keys = recipe.data.tree() | {"path": str(data)}
-    if Path(data).exists() and labels and recipe.task.target:
+    if labels and recipe.task.target:
         columns = dict(keys["columns"] or {})
         own = columns.get(recipe.task.target) or {}
         if own.get("use", "label") == "label":
