@@ -1,0 +1,126 @@
+"""docs/evidence.md says what the committed figures say, and the figures what the runs said."""
+
+import copy
+import importlib.util
+import json
+import statistics
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+tables, cross_modal = load("tables"), load("cross_modal")
+FILES = sorted((ROOT / "benchmarks" / "evidence").glob("cross-modal-*.json"))
+
+
+def test_the_page_is_what_the_command_makes_of_the_committed_files():
+    assert (ROOT / "docs" / "evidence.md").read_text() == tables.build(), "run: python benchmarks/tables.py"
+
+
+def test_there_is_evidence():
+    assert FILES
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_figure_follows_from_the_seeds_and_every_arm_had_the_same_budget(file):
+    stored = json.loads(file.read_text())
+    assert stored["settings"] == json.loads(json.dumps(cross_modal.settings(stored["dataset"]))), (
+        "made with other settings"
+    )
+    for target, summary in stored["summary"].items():
+        fresh = json.loads(json.dumps(cross_modal.summary(target, stored["seeds"])))
+        assert fresh == summary
+        for one in stored["seeds"]:
+            arms = one["targets"][target]
+            assert {(arm["student_epochs"], arm["student_steps"]) for arm in arms.values()} == {
+                (arms["supervised"]["student_epochs"], arms["supervised"]["student_steps"])
+            }
+
+
+def seeds(supervised, mst, kd=0.5):
+    """Made-up seeds of av-digits whose arms have these test accuracies."""
+
+    def entry(value):
+        return {"test": value, "validation": value, "student_epochs": 15, "student_steps": 9, "seconds": 1.0}
+
+    arms = {
+        "supervised": supervised,
+        "kd-multimodal": [kd] * 3,
+        "kd-other": [0.4] * 3,
+        "uniform": mst,
+        "mst-distill": mst,
+    }
+    return [
+        {
+            "seed": seed,
+            "versions": {"limbeck": "0", "torch": "0"},
+            "teachers": {name: entry(0.9) for name in ("both", "audio", "image")},
+            "targets": {t: {arm: entry(values[seed]) for arm, values in arms.items()} for t in ("image", "audio")},
+        }
+        for seed in range(3)
+    ]
+
+
+def test_better_worse_and_neither_are_told_by_the_interval(tmp_path):
+    made = seeds([0.6, 0.61, 0.62], [0.7, 0.71, 0.73])
+    summary = cross_modal.summary("image", made)
+    text = tables.verdicts("image", summary, cross_modal.ARMS)
+    assert "better: uniform mixture of the specialised teachers; MST-Distill. Worse: KD from the" in text
+    assert "MST-Distill is better than the best KD (from the multimodal teacher): +0.213" in text
+    assert "MST-Distill is not told apart from the uniform mixture: +0.000" in text
+    unsure = cross_modal.summary("image", seeds([0.6, 0.7, 0.8], [0.8, 0.7, 0.65]))
+    assert "Not told apart" not in text
+    told = tables.verdicts("image", unsure, cross_modal.ARMS)
+    assert (
+        "Not told apart: KD from the multimodal teacher; uniform mixture of the specialised teachers; MST-Distill."
+        in told
+    )
+
+
+def test_the_best_kd_is_chosen_on_validation():
+    made = seeds([0.6] * 3, [0.7] * 3)
+    for one in made:
+        one["targets"]["image"]["kd-other"]["validation"] = 0.99  # though worse on test
+    assert cross_modal.summary("image", made)["best_kd_on_validation"] == "kd-other"
+
+
+def test_new_seeds_join_the_file_and_other_settings_do_not(tmp_path):
+    made, file = seeds([0.6, 0.7, 0.8], [0.7] * 3), tmp_path / "one.json"
+    file.write_text(json.dumps(cross_modal.join(file, "av-digits", made[:2], "command")))
+    joined = cross_modal.join(file, "av-digits", [copy.deepcopy(made[2])], "command")
+    assert [one["seed"] for one in joined["seeds"]] == [0, 1, 2]
+    assert joined["summary"]["image"]["arms"]["supervised"]["mean"] == pytest.approx(statistics.fmean([0.6, 0.7, 0.8]))
+    stored = json.loads(file.read_text())
+    stored["settings"]["train"]["student"]["lr"] = 1.0
+    file.write_text(json.dumps(stored))
+    with pytest.raises(SystemExit, match="other settings"):
+        cross_modal.join(file, "av-digits", made[2:], "command")
+
+
+def test_sections_without_files_are_left_out(tmp_path):
+    assert "What the engine costs" not in tables.build(tmp_path, tmp_path)
+    case = {"ms_by_hand": 1.0, "ms_limbeck": 1.1, "ratio": 1.1, "ratio_quartiles": [1.05, 1.2]}
+    case |= {"peak_mb_by_hand": 100.0, "peak_mb_limbeck": 101.0, "peak_ratio": 1.01}
+    found = {
+        "machine": "m",
+        "threads": 1,
+        "torch": "2",
+        "device": "cpu",
+        "cnn": case,
+        "mlp": case | {"ratio_quartiles": [0.9, 1.1]},
+    }
+    (tmp_path / "overhead.json").write_text(json.dumps(found))
+    page = tables.build(tmp_path, tmp_path)
+    assert "| cnn | 1.00 | 1.10 | 1.100 (1.050 to 1.200) |" in page
+    assert "Slower than by hand (both quartiles above 1): cnn. Not told apart: mlp." in page
