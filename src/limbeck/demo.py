@@ -19,10 +19,10 @@ from limbeck.run import Run, distill
 from limbeck.terminal import Terminal
 
 DIGITS = "limbeck.models.digits"
-TEACHER = {"train": {"batch_size": 64, "lr": 2e-3, "epochs": 8}, "control": "none", "method": "supervised"}
+TEACHER = {"train": {"batch_size": 64, "lr": 4e-3, "epochs": 12}, "control": "none", "method": "supervised"}
 STUDENT = {
-    "train": {"batch_size": 64, "lr": 5e-3, "epochs": 15},
-    "student": {"model": f"{DIGITS}:ImageCNN", "args": {"width": 8}, "view": "image"},
+    "train": {"batch_size": 64, "lr": 4e-3, "epochs": 20},
+    "student": {"model": f"{DIGITS}:ImageCNN", "args": {"width": 24}, "view": "image"},
 }
 MST = {"use": "mst-distill", "mask_width": 6}  # narrow masks: the published width is made for layers ten times as wide
 
@@ -69,7 +69,7 @@ def _one_seed(out: Path, seed: int, seeds: int, shown: Terminal) -> dict[str, Ru
         return distill(recipe, out=out / f"{name}-{seed}", observer=shown.muted(), command=command)
 
     def network(name: str, view: list[str]) -> dict[str, Any]:
-        return {"model": f"{DIGITS}:{name}", "args": {"width": 16}, "view": view}
+        return {"model": f"{DIGITS}:{name}", "args": {"width": 12}, "view": view}
 
     found["both"] = run("both", student=network("Fusion", ["image", "audio"]), **TEACHER)
     found["audio"] = run("audio", student=network("AudioCNN", ["audio"]), **TEACHER)

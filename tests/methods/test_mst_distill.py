@@ -188,15 +188,24 @@ def test_f_the_pair_term_is_symmetric(seed, temperature):
 
 
 def test_hard_routing_equals_a_loop_over_samples():
-    method, _, batch = routing(k=2)
+    method, _, _ = routing(k=2)
     logits, gate = torch.randn(10, 4), torch.rand(10, 4).softmax(-1)
     experts = [torch.randn(10, 4) for _ in range(4)]
     slow = []
     for i in range(10):
         best = sorted(range(4), key=lambda e: -float(gate[i, e]))[:2]
         slow.append(sum(float(kl(logits[i : i + 1], experts[e][i : i + 1], temperature=4.0)) for e in best) / 2)
-    torch.testing.assert_close(method.routed(logits, experts, gate), torch.tensor(slow))
-    assert batch["x"].shape[0] == 10
+    chosen = gate.topk(2, dim=1).indices
+    theirs = torch.stack(experts, dim=1).gather(1, chosen.unsqueeze(-1).expand(-1, -1, 4))
+    torch.testing.assert_close(method.routed(logits, theirs, gate.gather(1, chosen)), torch.tensor(slow))
+
+
+def test_experts_that_are_asked_about_their_own_samples_say_what_they_say_about_all():
+    method, _, batch = routing()
+    picks = torch.tensor([[0, 1], [3, 2], [1, 3]] + [[2, 0]] * 7)
+    everything = torch.stack([method.experts.logits(i, batch) for i in range(4)], dim=1)
+    expected = everything.gather(1, picks.unsqueeze(-1).expand(-1, -1, 4))
+    torch.testing.assert_close(method.experts.chosen(picks, batch), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_accumulate_masks_the_second_expert_at_both_layers_and_isolated_at_its_own():

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from limbeck.data.tensors import Batch
@@ -61,3 +62,16 @@ def listed(words: Sequence[str], most: int = 5) -> str:
     """`a, b, c and 7 more`."""
     shown = ", ".join(words[:most])
     return f"{shown} and {len(words) - most} more" if len(words) > most else shown
+
+
+def pick(batch: Batch, rows: Int[Tensor, "picked"]) -> Batch:
+    """The samples of a batch at these positions; entries without samples (numbers, single strings) stay as they are."""
+    positions = rows.tolist()
+    return {
+        name: value[rows]
+        if isinstance(value, Tensor) and value.dim()
+        else [value[i] for i in positions]
+        if isinstance(value, list)
+        else value
+        for name, value in batch.items()
+    }

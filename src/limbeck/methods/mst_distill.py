@@ -13,58 +13,20 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
 from limbeck.actors import Teacher
+from limbeck.data.collate import pick
 from limbeck.errors import RecipeError, nearest
 from limbeck.losses import balance_cv, balance_kl, kl
 from limbeck.method import Batch, Card, Method, Outcome, Procedure, Progress, Stage, StageResult, Update
+from limbeck.models.masks import Gate, MaskNet
 from limbeck.objectives import Loss
 from limbeck.schedules import Scalar, Step
 
 MASKABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-
-class MaskNet(nn.Module):
-    """A mask in (0, 1) per channel of a feature, from self-attention among the channels.
-
-    A feature of d channels (averaged over what is left of its positions after a strided depthwise convolution, where
-    it has positions) becomes d tokens of width e: Linear(d, e d), multi-head attention with q = k = v and no
-    residual, Linear(e, 1), sigmoid. e = (d // (factor * heads)) * heads, at least `heads`.
-
-    Args:
-        shape: of the feature, without the batch: [d], or [d, positions...].
-        heads, factor: n and f of the paper's code (3 and 2).
-        width: e directly, for wide layers (the e d^2 parameters of the first layer dominate).
-    """
-
-    def __init__(self, shape: tuple[int, ...], *, heads: int = 3, factor: int = 2, width: int | None = None):
-        super().__init__()
-        channels = shape[0]
-        self.positions = len(shape) - 1 if any(size > 1 for size in shape[1:]) else 0
-        if self.positions:
-            conv = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[self.positions]
-            norm = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[self.positions]
-            self.stem: nn.Module = nn.Sequential(
-                conv(channels, channels, 3, stride=2, padding=1, groups=channels, bias=False),
-                conv(channels, channels, 1, bias=False),
-                norm(channels),
-                nn.ReLU(),
-            )
-        e = width or max(channels // (factor * heads), 1) * heads
-        self.spread = nn.Linear(channels, e * channels)
-        self.attention = nn.MultiheadAttention(e, heads, batch_first=True)
-        self.judge = nn.Linear(e, 1)
-
-    def forward(self, feature: Float[Tensor, "batch channels ..."]) -> Float[Tensor, "batch channels ..."]:
-        """The mask, shaped so that it multiplies the feature."""
-        channels = self.stem(feature).flatten(2).mean(-1) if self.positions else feature.flatten(1)
-        tokens = self.spread(channels).unflatten(-1, (channels.shape[1], -1))
-        attended, _ = self.attention(tokens, tokens, tokens, need_weights=False)
-        mask = self.judge(attended).squeeze(-1).sigmoid()
-        return mask.reshape(*mask.shape, *[1] * (feature.dim() - 2))
 
 
 class Experts(nn.Module):
@@ -97,6 +59,19 @@ class Experts(nn.Module):
         active = range(first, expert + 1) if self.accumulate else [expert]
         replace = {self.names[i][1]: _multiply(self.masks[i]) for i in active}
         return self.teachers[teacher](batch, replace=replace)["logits"]
+
+    @torch.no_grad()
+    def chosen(self, picks: Int[Tensor, "batch k"], batch: Batch) -> Float[Tensor, "batch k classes ..."]:
+        """What each sample's picked experts say. An expert is asked about those samples only that picked it."""
+        found: Tensor | None = None
+        for expert in range(len(self)):
+            rows, places = (picks == expert).nonzero(as_tuple=True)
+            if len(rows):
+                said = self.logits(expert, pick(batch, rows))
+                found = said.new_zeros(*picks.shape, *said.shape[1:]) if found is None else found
+                found[rows, places] = said
+        assert found is not None, "every sample picks k >= 1 experts"
+        return found
 
 
 def _multiply(mask: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -184,30 +159,6 @@ class MaskTraining(Method):
         return sum((self.drift(i, batch) for i in range(len(self.experts))), start=Loss())
 
 
-class Gate(nn.Module):
-    """Which specialised teachers a sample learns from, read off the student's logits: a softmax over the experts."""
-
-    def __init__(self, logits_shape: tuple[int, ...], experts: int):
-        super().__init__()
-        classes = logits_shape[0]
-        if len(logits_shape) == 1:
-            self.layers: nn.Module = nn.Sequential(nn.Linear(classes, 2 * classes), nn.Linear(2 * classes, experts))
-        else:
-            self.layers = nn.Sequential(
-                nn.Conv2d(classes, 2 * classes, 1),
-                nn.ReLU(),
-                nn.Conv2d(2 * classes, 2 * classes, 3, stride=2, padding=1, groups=2 * classes),
-                nn.ReLU(),
-                nn.AdaptiveAvgPool2d(1),
-                nn.Flatten(),
-                nn.Linear(2 * classes, experts),
-            )
-
-    def forward(self, logits: Float[Tensor, "batch classes ..."]) -> Float[Tensor, "batch experts"]:
-        """Probabilities of the experts."""
-        return self.layers(logits).softmax(-1)
-
-
 class Routing(Method):
     """Stage 3: w_task CE + w_kl mean over the top k of KL_T(sg expert || student) + w_lb load balance of the gate.
 
@@ -252,23 +203,22 @@ class Routing(Method):
         return {"student": [self.student.model, self.gate]}
 
     def loss(self, batch: Batch) -> Loss:
-        with torch.no_grad():
-            experts = [self.experts.logits(i, batch) for i in range(len(self.experts))]
         signals = self.student(batch)
         gate = self.gate(signals["logits"])
-        loss = self.weight(self.progress) * Loss.mean("experts", self.routed(signals["logits"], experts, gate))
-        loss = loss + self.balance_weight(self.progress) * Loss.batch(
-            "balance", balance_kl if self.balance == "kl" else balance_cv, gates=gate
+        chosen = gate.topk(self.k, dim=1).indices
+        theirs = self.experts.chosen(chosen, batch)
+        loss = self.weight(self.progress) * Loss.mean(
+            "experts", self.routed(signals["logits"], theirs, gate.gather(1, chosen))
         )
+        balance = balance_kl if self.balance == "kl" else balance_cv
+        loss = loss + self.balance_weight(self.progress) * Loss.batch("balance", balance, gates=gate)
         return loss + self.task_weight(self.progress) * self.task.loss(signals, batch)
 
     def routed(
-        self, student: Tensor, experts: list[Tensor], gate: Float[Tensor, "batch experts"]
+        self, student: Tensor, theirs: Float[Tensor, "batch k classes ..."], shares: Float[Tensor, "batch k"]
     ) -> Float[Tensor, "batch"]:
-        """Per sample, the mean divergence from its top k experts."""
-        apart = torch.stack([divergence(student, expert.detach(), self.temperature) for expert in experts], dim=1)
-        chosen = gate.topk(self.k, dim=1).indices
-        terms, shares = apart.gather(1, chosen), gate.gather(1, chosen)
+        """Per sample, the mean divergence from the k experts it picked; `shares` are their probabilities in the gate."""
+        terms = torch.stack([divergence(student, theirs[:, place], self.temperature) for place in range(self.k)], dim=1)
         if self.router == "hard":
             return terms.mean(1)
         shares = shares / shares.sum(1, keepdim=True) if self.k > 1 else shares
