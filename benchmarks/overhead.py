@@ -91,7 +91,13 @@ class ByHand:
     """The loop one would write."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module, split: TensorSplit, batch: int, device: torch.device):
-        self.student, self.teacher, self.split, self.batch, self.device = student.train(), teacher.eval(), split, batch, device
+        self.student, self.teacher, self.split, self.batch, self.device = (
+            student.train(),
+            teacher.eval(),
+            split,
+            batch,
+            device,
+        )
         self.optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3, weight_decay=0.01)
 
     def step(self, rows: Tensor) -> float:
@@ -117,9 +123,13 @@ class ByLimbeck:
 
         names = [str(i) for i in range(10)]
         data = Data({"train": split}, {"x": "", "label": ""}, {"label": names}, fingerprint="-", source="random")
-        settings = TrainSettings(steps=10**6, epochs=None, batch_size=batch, lr=1e-3, schedule="constant", precision="fp32", save_every=1e9)
+        settings = TrainSettings(
+            steps=10**6, epochs=None, batch_size=batch, lr=1e-3, schedule="constant", precision="fp32", save_every=1e9
+        )
         task = Task("classification", labels=names)
-        situation = Situation(Student(student, view="x"), Teacher(teacher, view="x"), task, data, settings, world=World(device=device))
+        situation = Situation(
+            Student(student, view="x"), Teacher(teacher, view="x"), task, data, settings, world=World(device=device)
+        )
         method = KD(temperature=TEMPERATURE)
         settle(method, situation)
         self.trainer = Trainer(Stage("distil", method), situation, settings)
@@ -207,7 +217,12 @@ def main() -> None:
     if given.peak:
         print(peak(*given.peak, device))
         return
-    found: dict[str, Any] = {"machine": platform.processor() or platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__, "device": given.device}
+    found: dict[str, Any] = {
+        "machine": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "device": given.device,
+    }
     if device.type == "cuda":
         found["machine"] = torch.cuda.get_device_name()
     for case in CASES:
@@ -218,7 +233,11 @@ def main() -> None:
                 command = [sys.executable, __file__, "--device", given.device, "--peak", case, side]
                 memory[side].append(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
         middle = {side: statistics.median(values) for side, values in memory.items()}
-        found[case] |= {"peak_mb_by_hand": middle["by hand"], "peak_mb_limbeck": middle["limbeck"], "peak_ratio": middle["limbeck"] / middle["by hand"]}
+        found[case] |= {
+            "peak_mb_by_hand": middle["by hand"],
+            "peak_mb_limbeck": middle["limbeck"],
+            "peak_ratio": middle["limbeck"] / middle["by hand"],
+        }
         print(case, json.dumps(found[case], indent=1))
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(found, indent=1) + "\n")

@@ -211,10 +211,10 @@ def load_weights(model: nn.Module, path: str | Path, whose: str) -> None:
         if n in own and state[n].shape != own[n].shape
     ]
     if missing or extra or shapes:
+
         def told(word: str, names: list[str]) -> str:
-            return (
-                    f" {word}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}."
-                )
+            return f" {word}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}."
+
         raise RecipeError(
             f"{whose}.weights {path} do not fit {type(model).__name__}:"
             + (told("missing", missing) if missing else "")
