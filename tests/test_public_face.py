@@ -137,7 +137,7 @@ def test_the_examples_of_the_readme_run(stranger, capsys):
     assert {'"task"', '"kl"', '"gap"'} <= set(re.findall(r'"\w+"', (run.folder / "log.jsonl").read_text()))
     apart = {line.split()[0].rstrip(":") for line in Recipe.load("my.yaml").difference(Run("runs/my-first").recipe)}
     objects = {"data.path", "data.columns", "teacher.model", "student.model", "student.args.width"}
-    assert apart == objects | {"train.epochs", "require"}  # two spellings of one recipe, but for what was told otherwise
+    assert apart == objects | {"train.epochs", "require"}  # else two spellings of one recipe
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -86,7 +86,7 @@ seed: 3
 """
 
 
-@pytest.fixture()
+@pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The folder of the project, which is also the current folder."""
     (tmp_path / "tiny_models.py").write_text(MODELS)
@@ -105,7 +105,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         sys.modules.pop(name, None)
 
 
-@pytest.fixture()
+@pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str]):
     """Run the command line in this process: gives exit code, standard output and standard error."""
     from limbeck.cli import main

@@ -244,7 +244,8 @@ def test_export_gives_the_shipped_bytes(project, cli):
 
 
 @pytest.mark.parametrize(
-    "verb", ["demo", "distill", "resume", "evaluate", "inspect", "methods", "export", "plan", "suggest", "cache", "compare"]
+    "verb",
+    ["demo", "distill", "resume", "evaluate", "inspect", "methods", "export", "plan", "suggest", "cache", "compare"],
 )
 def test_every_verb_explains_itself(cli, verb):
     code, out, err = cli(verb, "-h")

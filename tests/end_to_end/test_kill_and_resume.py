@@ -66,7 +66,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bits(project, recipe, epoc
     rng, seen, out = random.Random(0), [], project / "killed"
     for _ in range(6):
         process, before = start(project, recipe, "killed", budget, "train.save_every=0"), newest(out)
-        wait_for(lambda before=before: newest(out) != before or process.exitcode is not None)
+        wait_for(lambda process=process, before=before: newest(out) != before or process.exitcode is not None)
         process.join(rng.uniform(0.0, 0.25))
         if process.exitcode is not None:
             break

@@ -47,7 +47,7 @@ def test_mean_and_deviation_over_seeds():
 
 def test_metrics_that_are_no_shares_and_names_that_look_like_markup():
     text = shown(table([Row("[red]x[/red] [/]", 1.234, measure="rmse")]))
-    assert "root mean squared error" in text
+    assert "root mean squared error" in " ".join(text.splitlines()[0].split() + text.splitlines()[1].split())
     assert "1.23" in text
     assert "[red]x[/red] [/]" in text
     assert "weighted F1" in shown(table([], metric="f1_weighted"))
