@@ -98,8 +98,8 @@ CASES = {
         teacher_epochs=12,
         teacher_lr=5e-3,
         notes=(
-            "a subset: 3,500 of the 70,000 pairs (2,500 / 500 / 500), images degraded as published (the principal components "
-            "that hold 25 % of the variance); MNIST's test file with takes 40 to 49 of the recordings is the test split, so that "
+            "a subset: 3,500 of the 70,000 pairs (2,500 / 500 / 500), images degraded as published (three of 784 principal "
+            "components, which hold 25 % of the variance); MNIST's test file with takes 40 to 49 of the recordings is the test split, so that "
             "no recording is heard in training and in test. The seed draws the training and validation pairs."
         ),
     ),
@@ -119,8 +119,8 @@ CASES = {
         teacher_epochs=30,
         batch_size=32,
         notes=(
-            "subjects 1, 3, 5, 7 train and 2, 4, 6, 8 test, as published; one training subject, another with each seed, is held out "
-            "for validation. The multimodal teacher sees all three modalities, the other one the skeleton."
+            "subjects 1, 3, 5, 7 train and 2, 4, 6, 8 test, as published; one training subject, the next one with each seed, is held "
+            "out for validation. The multimodal teacher sees all three modalities, the other one the skeleton."
         ),
     ),
 }
