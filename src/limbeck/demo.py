@@ -152,8 +152,7 @@ def _last_lines(out: Path, report: Path, runs: list[dict[str, Run]], summary: di
         f"\nLook at   {report} (all runs) or {folder}/report.html (one run, with what the router chose)\n"
         f"Ship      {folder}/student/model.safetensors\n"
         f"Repeat    limbeck distill {folder} --out {out}/again\n"
-        "Try next  limbeck distill digits-kd teacher="
-        f"{runs[0]['both'].folder} method.temperature=2\n"
+        f"Try next  limbeck distill {runs[0]['kd'].folder} method.temperature=2\n"
         "          limbeck methods                       what there is, and what it needs\n"
         "          limbeck inspect limbeck.models.digits:Fusion --data av-digits\n"
         "          your own data and models: README.md, section 'Your own models'",

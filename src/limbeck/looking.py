@@ -250,7 +250,11 @@ def _data(source: str) -> Data:
 
 def look_at_methods(needs: str | None = None) -> Look:
     """Every listed method with its summary."""
-    cards = {name: cls.card for name, cls in all_methods().items() if needs is None or needs in cls.card.needs}
+    cards = {
+        name: cls.card
+        for name, cls in all_methods().items()
+        if cls.card.listed and (needs is None or needs in cls.card.needs)
+    }
 
     def show() -> None:
         shown = Table("method", "what it does", "needs of the teacher", "use it when", box=None, padding=(0, 2, 0, 0))

@@ -24,7 +24,7 @@ Batch = dict[str, Any]
 class Card:
     """What a person wants to know of a method before using it.
 
-    `needs` names the teacher's signals it reads; `teacher_mode` is `frozen`, `through`, or `none` (no teacher needed).
+    `listed` is false for the inner stages of a procedure. `needs` names the teacher's signals it reads; `teacher_mode` is `frozen`, `through`, or `none` (no teacher needed).
     """
 
     name: str
@@ -35,6 +35,7 @@ class Card:
     use_when: str = ""
     cost: str = ""
     evidence: str = ""
+    listed: bool = True
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,12 @@ class CoTraining(Method):
 
     temperature: float = 4.0
 
-    card = Card("mst-cotraining", "Stage 1 of mst-distill: teachers and student learn together.", teacher_mode="frozen")
+    card = Card(
+        "mst-cotraining",
+        "Stage 1 of mst-distill: teachers and student learn together.",
+        teacher_mode="frozen",
+        listed=False,
+    )
 
     def trainees(self) -> dict[str, list[nn.Module | nn.Parameter]]:
         return {"student": [self.student.model, *(t.model for t in self.teacher.members.values())]}
@@ -122,7 +127,10 @@ class MaskTraining(Method):
     temperature: float = 4.0
 
     card = Card(
-        "mst-masks", "Stage 2 of mst-distill: masks move each teacher towards the student.", teacher_mode="through"
+        "mst-masks",
+        "Stage 2 of mst-distill: masks move each teacher towards the student.",
+        teacher_mode="through",
+        listed=False,
     )
 
     def __init__(self, plan: dict[str, dict[str, str]], mask_options: dict[str, Any], **options: Any):
@@ -180,6 +188,7 @@ class Routing(Method):
         "mst-routing",
         "Stage 3 of mst-distill: the student learns from the experts its router picks.",
         teacher_mode="frozen",
+        listed=False,
     )
 
     def __init__(self, masks: MaskTraining, **options: Any):
