@@ -288,7 +288,7 @@ def summary(target: str, seeds: list[dict[str, Any]]) -> dict[str, Any]:
             arm: spread(test[arm])
             | {
                 "validation": spread(validation[arm]),
-                "seconds": round(statistics.fmean(one["targets"][target][arm]["seconds"] for one in seeds), 2),
+                "seconds": round(statistics.median(one["targets"][target][arm]["seconds"] for one in seeds), 2),
                 "student_epochs": seeds[0]["targets"][target][arm]["student_epochs"],
             }
             for arm in ARMS

@@ -25,7 +25,7 @@ from differs. Accuracy on the test split, mean ± standard deviation over seeds;
 The intervals tell about the draw of weights, batches and what the text says of the data, not about other test sets.
 Validation chose nothing but the epoch of each teacher and which KD is called the best one; students are those of the last epoch.
 KD and MST-Distill run with their own defaults (T = 4; MST-Distill halves the weight of its transfer after the first epoch,
-KD does not), with one learning rate for all, settled on validation with a seed that is not in the tables.
+KD does not), with one learning rate for all, settled on validation with a seed that is not in the tables. Seconds are medians over seeds, by the clock of a busy machine.
 """
 OVERHEAD = """## What the engine costs
 
@@ -54,7 +54,7 @@ def cross_modal(found: dict[str, Any]) -> str:
     text = [
         f"### {found['dataset']}\n",
         f"{found['notes'][0].upper()}{found['notes'][1:]} {len(seeds)} seeds.\n",
-        f"Teachers: {teachers}. All trainings together: {found['seconds'] / 60:.0f} minutes on one core of a busy machine "
+        f"Teachers: {teachers}. All trainings together: {found['seconds'] / 60:.0f} minutes by the clock, with one thread on a busy machine "
         f"(limbeck {versions['limbeck']}, torch {versions['torch']}).\n",
         *(target(name, summary, found["arms"]) for name, summary in found["summary"].items()),
         f"Again: `{found['command']}`\n",
