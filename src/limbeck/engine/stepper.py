@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -189,10 +190,9 @@ class Stepper:
     def _step(
         self, trainee: Trainee, update: Update, progress: Progress, values: dict[str, float], grad_norm: float
     ) -> bool:
-        finite = torch.isfinite(torch.tensor([*values.values(), grad_norm], dtype=torch.float64))
-        if not bool(finite.all()):
-            overflow = trainee.scaler is not None and bool(finite[:-1].all())  # the scale was too large, no more
-            bad = [f"the part '{name}' of the loss" for name, ok in zip(values, finite.tolist()) if not ok]
+        bad = [f"the part '{name}' of the loss" for name, value in values.items() if not math.isfinite(value)]
+        if bad or not math.isfinite(grad_norm):
+            overflow = trainee.scaler is not None and not bad  # the scale was too large, no more
             what = ", ".join(bad) if bad else f"the gradient of '{trainee.name}' (all parts of the loss are finite)"
             trainee.optimizer.zero_grad(set_to_none=True)
             if trainee.scaler is not None:
