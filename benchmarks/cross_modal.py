@@ -9,8 +9,7 @@ benchmarks/evidence/cross-modal-NAME.json, joined with what is there; `python be
 Every arm has the same student, start weights, batches, optimiser and epochs in which the student learns: MST-Distill has
 one of them in its co-training, and the other arms get that one more. Nothing is chosen on test: students are taken as they
 are after the last epoch, teachers at their least validation loss, and "the best KD" that MST-Distill is compared with is the
-one with the higher validation accuracy. How the settings
-came about stands on the page.
+one with the higher validation accuracy. How the settings came about stands on the page.
 """
 
 from __future__ import annotations
