@@ -44,7 +44,7 @@ class _Loader(yaml.SafeLoader):
             if name in seen:
                 raise yaml.MarkedYAMLError(problem=f"the key '{name}' stands twice", problem_mark=key.start_mark)
             seen.add(name)
-        return super().construct_mapping(node, deep)
+        return super().construct_mapping(node, deep)  # type: ignore[arg-type]
 
     def construct_int(self, node: yaml.ScalarNode) -> int:
         text = str(node.value)
@@ -64,7 +64,7 @@ class _Dumper(yaml.SafeDumper):
 
     def represent(self, data: Any) -> None:
         node = self.represent_data(data)
-        node.flow_style = False  # the outermost mapping has a line per key, however little it holds
+        node.flow_style = False  # type: ignore[attr-defined]  # the outermost mapping has a line per key, however little it holds
         self.serialize(node)
 
     def represent_text(self, data: str) -> yaml.ScalarNode:
