@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor, nn
 
@@ -145,8 +145,15 @@ class Method(Options, Bound, nn.Module):
         """Bring student and method into the shape that `structure` describes."""
 
     def selection(self, batch: Batch) -> Loss:
-        """What model selection minimises, on validation batches: the student's own loss on the task."""
+        """The validation loss: the student's own loss on the task."""
         return self.task.loss(self.student(batch), batch) if self.task is not None else self.loss(batch)
+
+    def selects_by(self) -> Literal["metric", "loss"]:
+        """What the best epoch is best in: the task's metric (the smaller validation loss where it ties), or that loss.
+
+        A soft teacher makes a student less sure, so its cross-entropy is least long before its metric is best.
+        """
+        return "metric"
 
     def findings(self, batches: Callable[[], Iterator[Batch]]) -> list[dict[str, Any]]:
         """What this method wants the report to show, measured on validation batches: heatmaps, bars and tables."""

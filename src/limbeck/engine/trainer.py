@@ -255,7 +255,7 @@ class Trainer:
         }
         self.situation.log.write(line)
         self.latest = {"loss": loss, "metric": metric, "epoch": epoch}
-        if self.best["loss"] is None or loss < self.best["loss"]:
+        if self.best["loss"] is None or self._rank(loss, metric) < self._rank(self.best["loss"], self.best["metric"]):
             self.best = {"loss": loss, "metric": metric, "epoch": epoch, "since": 0}
             if self.settings.select == "best":
                 self.best_weights = self._take()
@@ -273,6 +273,13 @@ class Trainer:
         task = self.situation.task
         seen = validate.logits_of(self.situation.student, self.validation, self.world, task.target)
         return loss, quality.primary(task.metric, task.name)(seen["logits"], seen["target"])
+
+    def _rank(self, loss: float, metric: float | None) -> tuple[float, ...]:
+        """Smaller is better: by the metric with ties broken by the loss, or by the loss alone, as the method says."""
+        if self.method.selects_by() == "loss" or metric is None or math.isnan(metric):
+            return (loss,)
+        assert self.situation.task is not None
+        return (-metric if self.situation.task.higher_is_better else metric, loss)
 
     def networks(self) -> dict[str, nn.Module]:
         """Everything whose weights this run may change: the student, the method's own modules, teachers that learn."""

@@ -162,6 +162,9 @@ class MaskTraining(Method):
             divergence(masked, batch["student_logits"].detach(), self.temperature),
         )
 
+    def selects_by(self) -> Literal["metric", "loss"]:
+        return "loss"
+
     def selection(self, batch: Batch) -> Loss:
         batch = batch | {"student_logits": self.student(batch)["logits"]}
         return sum((self.drift(i, batch) for i in range(len(self.experts))), start=Loss())
@@ -207,6 +210,9 @@ class Routing(Method):
         self.experts = Experts(self.teacher.members, taps, accumulate=self.accumulate, **self._masks[0]._mask_options)
         self.experts.masks.load_state_dict(source.masks.state_dict())
         self.gate = Gate(self.student.shapes["logits"], len(self.experts))
+
+    def selects_by(self) -> Literal["metric", "loss"]:
+        return "loss"
 
     def trainees(self) -> dict[str, list[nn.Module | nn.Parameter]]:
         return {"student": [self.student.model, self.gate]}

@@ -49,5 +49,8 @@ class Supervised(Method):
             loss = loss + Loss({f"task.{name}": value for value in part.parts.values()}, part.record)
         return loss
 
+    def selects_by(self) -> Literal["metric", "loss"]:
+        return "metric" if self.who == "student" else "loss"
+
     def selection(self, batch: Batch) -> Loss:
         return self.loss(batch)
