@@ -124,6 +124,7 @@ class Actor:
         self._calls: Counter[str] = Counter()
         self._recorder = _Recorder()
         self._handles: dict[str, RemovableHandle] = {}
+        self._modules: list[nn.Module] | None = None
         for name, path in (taps or loaded.taps or {}).items():
             self.tap(name, path)
 
@@ -145,6 +146,7 @@ class Actor:
 
     def listen_again(self) -> None:
         """After an operation on the network: listen to the modules that stand in the named places now."""
+        self._modules = None
         for handle in self._handles.values():
             handle.remove()
         for name, path in self.paths.items():
@@ -260,6 +262,12 @@ class Actor:
             f"Name the place: {self.whose}.taps={{{name}: path}}; limbeck inspect MODEL lists the paths."
         )
 
+    def all_modules(self) -> list[nn.Module]:
+        """The model and everything in it, listed once; anew after `listen_again`."""
+        if self._modules is None or self._modules[0] is not self.model:
+            self._modules = list(self.model.modules())
+        return self._modules
+
     def parameters_count(self) -> int:
         """How many parameters the model has."""
         return sum(p.numel() for p in self.model.parameters())
@@ -348,7 +356,7 @@ class _TeachersManner:
         if teacher.learning:
             return
         self.modes = [
-            (module, True) for module in teacher.model.modules() if module.training
+            (module, True) for module in teacher.all_modules() if module.training
         ]  # any: layers may be shared
         if self.modes:
             teacher.model.eval()

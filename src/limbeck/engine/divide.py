@@ -15,7 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import partial, reduce
+from operator import add
 from typing import Any
 
 import torch
@@ -188,7 +189,7 @@ class _Run:
                 name: part.value(part.tensors) if isinstance(part, BatchPart) else part.sum / at_least_one(part.count)
                 for name, part in loss.parts.items()
             }
-            self._backward({name: loss.parts[name].weight * mean for name, mean in means.items()})
+            self._backward({name: _times(loss.parts[name].weight, mean) for name, mean in means.items()})
             return self._taken(loss, {name: mean.detach() for name, mean in means.items()})
         names = list(loss.parts)
         both = self.world.sum_(torch.stack([self._sums(loss), self._counts(loss)]))
@@ -343,7 +344,7 @@ class _Run:
                 found = torch.autograd.grad(value, learning, retain_graph=True, allow_unused=True)
                 old = self.per_part.get(name, [None] * len(found))
                 self.per_part[name] = [g if o is None else o if g is None else o + g for o, g in zip(old, found)]
-        total: Any = sum(weighted.values())
+        total: Any = reduce(add, weighted.values())
         if not total.requires_grad and self.inside:
             return
         if not total.requires_grad:
@@ -351,7 +352,7 @@ class _Run:
                 f"the loss ({', '.join(weighted)}) does not depend on any parameter of the trainee; was a signal detached, or a graph not kept "
                 "(a teacher that must let gradients through has teacher_mode='through' on the method's card)?"
             )
-        (total * self.scale).backward()
+        _times(self.scale, total).backward()
 
     def _same(self, first: Loss, loss: Loss) -> None:
         if first.parts.keys() != loss.parts.keys():
@@ -391,6 +392,11 @@ class _Run:
 
 def _bare(part: Part | BatchPart) -> Part | BatchPart:
     return Part(part.sum.detach(), part.count, mask=part.mask) if isinstance(part, Part) else part
+
+
+def _times(factor: float | Tensor, value: Tensor) -> Tensor:
+    """The product; one is spared its two operations."""
+    return value if isinstance(factor, float) and factor == 1.0 else factor * value
 
 
 def _number(weight: float | Tensor) -> float:

@@ -44,15 +44,16 @@ def reduce_(parameters: Sequence[nn.Parameter], world: World) -> None:
 
 def norm(parameters: Sequence[nn.Parameter], world: World) -> Tensor:
     """The 2-norm of all gradients as one vector, in fp32 or better, over plain and sharded parameters."""
+    if not any(map(sharded, parameters)):
+        plain = [p.grad for p in parameters if p.grad is not None]
+        return vector_norm(plain) if plain else torch.zeros((), device=world.device)
     plain = [p.grad for p in parameters if p.grad is not None and not sharded(p)]
     spread = [local(p.grad) for p in parameters if p.grad is not None and sharded(p)]
     total = torch.zeros((), device=world.device)
     if plain:
         total = vector_norm(plain) ** 2
-    if spread or any(sharded(p) for p in parameters):
-        squares = vector_norm(spread) ** 2 if spread else torch.zeros((), device=world.device)
-        total = total + world.sum_(squares.to(world.device))
-    return total.sqrt()
+    squares = vector_norm(spread) ** 2 if spread else torch.zeros((), device=world.device)
+    return (total + world.sum_(squares.to(world.device))).sqrt()
 
 
 def vector_norm(tensors: list[Tensor]) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from limbeck.engine.gradients import sharded
 from limbeck.engine.settings import TrainSettings
 from limbeck.errors import RecipeError, nearest
 from limbeck.method import Progress
@@ -23,8 +24,13 @@ def _known() -> dict[str, type[torch.optim.Optimizer]]:
     return {name: cls for name, cls in found.items() if name not in ("optimizer", "lbfgs", "sparseadam")}
 
 
-def build(parameters: Sequence[nn.Parameter], settings: TrainSettings) -> torch.optim.Optimizer:
+def build(
+    parameters: Sequence[nn.Parameter], settings: TrainSettings, *, scaled: bool = False
+) -> torch.optim.Optimizer:
     """The optimiser that `settings` names, with its learning rate, weight decay and own options.
+
+    Where torch has a fused step for it and these parameters, that one is taken (3 to 5 times faster on a CPU), unless
+    the options say otherwise or gradients are `scaled`.
 
     Raises:
         RecipeError: an unknown optimiser or option.
@@ -42,7 +48,14 @@ def build(parameters: Sequence[nn.Parameter], settings: TrainSettings) -> torch.
             )
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     extra: dict[str, Any] = {"weight_decay": settings.weight_decay} if "weight_decay" in takes else {}
+    said = {"fused", "foreach", "differentiable", "capturable"} & options.keys()
+    if "fused" in takes and not said and not scaled and all(_fusible(p) for p in parameters):
+        extra["fused"] = True
     return known[name](parameters, lr=settings.lr, **extra, **options)  # type: ignore[call-arg]
+
+
+def _fusible(p: nn.Parameter) -> bool:
+    return p.is_floating_point() and p.device.type in ("cpu", "cuda") and not sharded(p)
 
 
 def learning_rate(settings: TrainSettings, progress: Progress) -> float:

@@ -44,7 +44,7 @@ class Trainee:
             raise RecipeError(
                 f"the trainee '{name}' has no parameter that learns. Are all of them frozen (requires_grad=False)?"
             )
-        self.optimizer = optimisers.build(self.parameters, settings)
+        self.optimizer = optimisers.build(self.parameters, settings, scaled=scaled is not None)
         self.scaler = torch.amp.GradScaler(scaled) if scaled else None
         self.skipped = 0
 
@@ -120,9 +120,9 @@ class Stepper:
         if update.combine is not None:
             self._combine(update, [vector for vector in parts.values() if vector.any()], trainee)
         norm = gradients.norm(trainee.parameters, self.world)
-        numbers = torch.stack(
-            [*(v.detach().to(torch.float64) for v in taken.values.values()), norm.to(torch.float64)]
-        ).tolist()
+        told = [*(v.detach() for v in taken.values.values()), norm]
+        wide = any(v.dtype == torch.float64 for v in told)
+        numbers = torch.stack([v.double() for v in told] if wide else told).tolist()
         values, grad_norm = dict(zip(taken.values, numbers)), numbers[-1]
         made = self._step(trainee, update, progress, values, grad_norm)
         terms = _terms(values, taken, parts if measure else {})
@@ -213,6 +213,10 @@ class Stepper:
             trainee.scaler.update()
         else:
             trainee.optimizer.step()
+            if trainee.optimizer.defaults.get(
+                "fused"
+            ):  # the fused step does not count as a change in torch's own books
+                torch.autograd.graph.increment_version([p for p in trainee.parameters if p.grad is not None])
         return True
 
     def _activate(self, trainee: Trainee) -> None:

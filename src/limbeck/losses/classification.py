@@ -11,12 +11,14 @@ from __future__ import annotations
 import torch
 from jaxtyping import Bool, Float, Int64, Num
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn import functional as F
 
 from limbeck.errors import RecipeError
 from limbeck.losses.masking import aligned, finished, keep, paired, widened
 
 Values = Float[Tensor, "batch ..."]
+
+_NO_LABEL = -(2**62)  # what no data set uses for a label
 
 
 def cross_entropy(
@@ -51,16 +53,20 @@ def cross_entropy(
             f"labels have shape {list(target.shape)}, logits {list(student.shape)} with classes in dimension {dim}; "
             f"needed are labels of shape {list(shape)}."
         )
-    if ignore_index is not None:
-        counts = target != ignore_index
-        mask = counts if mask is None else counts & aligned(mask.bool(), shape, "mask")
+    ignored = _NO_LABEL if ignore_index is None else ignore_index
     if mask is not None:
-        target = keep(target.unsqueeze(dim), mask, dim).squeeze(dim)
-    log_q = torch.log_softmax(keep(widened(student), mask, dim), dim)
-    values = -log_q.gather(dim, target.unsqueeze(dim)).squeeze(dim)
-    if label_smoothing:
-        values = (1 - label_smoothing) * values - label_smoothing * log_q.mean(dim)
-    return finished(values, mask, weight)
+        target = target.masked_fill(~aligned(mask.bool(), shape, "mask"), ignored)
+    if mask is not None or ignore_index is not None:
+        mask = target != ignored
+    logits = keep(widened(student), mask, dim)
+    values = F.cross_entropy(
+        logits.movedim(dim, 1) if student.dim() > 2 else logits,
+        target,
+        ignore_index=ignored,
+        reduction="none",
+        label_smoothing=label_smoothing,
+    )
+    return finished(values, None if weight is None else mask, weight)
 
 
 def soft_cross_entropy(
@@ -102,7 +108,7 @@ def binary_cross_entropy(
         RecipeError: different shapes.
     """
     student, target = (keep(x, mask, dim) for x in paired(student, target))
-    yes, no = logsigmoid(student), logsigmoid(-student)
+    yes, no = F.logsigmoid(student), F.logsigmoid(-student)
     yes = yes.masked_fill((target == 0) & torch.isneginf(yes), 0.0)
     no = no.masked_fill((target == 1) & torch.isneginf(no), 0.0)
     return finished(-(target * yes + (1 - target) * no).mean(dim), mask, weight)

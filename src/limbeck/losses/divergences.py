@@ -134,15 +134,17 @@ def _log_probabilities(
 ) -> tuple[Logits, Logits]:
     if not temperature > 0:
         raise RecipeError(f"temperature {temperature}: needed is a number above 0; 1 leaves the logits as they are.")
-    student, teacher = (keep(x, mask, dim) / temperature for x in paired(student, teacher))
+    student, teacher = (keep(x, mask, dim) for x in paired(student, teacher))
+    if temperature != 1:
+        student, teacher = student / temperature, teacher / temperature
     return torch.log_softmax(student, dim), torch.log_softmax(teacher, dim)
 
 
 def _relative_entropy(log_a: Logits, log_b: Logits, dim: int) -> Values:
     """sum a (log a - log b), where a class with a = 0 (also by underflow) contributes 0 and has no gradient."""
     a = log_a.exp()
-    difference = (log_a - log_b).masked_fill(a == 0, 0.0)
-    values = (a * difference).sum(dim)
+    difference = torch.where(a == 0, 0, log_a - log_b)
+    values = torch.linalg.vecdot(a, difference, dim=dim)
     return values - values.detach().clamp(max=0.0)  # rounding may leave -1e-9: shown as 0, its gradient kept
 
 

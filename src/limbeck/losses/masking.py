@@ -53,16 +53,13 @@ def keep(x: Tensor, mask: Bool[Tensor, "..."] | None, dim: int) -> Tensor:
         return x
     dim = dim % x.dim()
     shape = x.shape[:dim] + x.shape[dim + 1 :]
-    return torch.where(
-        aligned(mask.bool(), shape, "mask").unsqueeze(dim), x, torch.zeros((), dtype=x.dtype, device=x.device)
-    )
+    return torch.where(aligned(mask.bool(), shape, "mask").unsqueeze(dim), x, 0)
 
 
 def finished(values: Tensor, mask: Tensor | None, weight: Tensor | None) -> Tensor:
     """The values times `weight`, and exactly zero where `mask` is False, whatever the weight holds there."""
-    zero = torch.zeros((), dtype=values.dtype, device=values.device)
     mask = aligned(mask.bool(), values.shape, "mask") if mask is not None else None
     if weight is not None:
         weight = aligned(weight, values.shape, "weight").to(values.dtype)
-        values = values * (weight if mask is None else torch.where(mask, weight, zero))
-    return values if mask is None else torch.where(mask, values, zero)
+        values = values * (weight if mask is None else torch.where(mask, weight, 0))
+    return values if mask is None else torch.where(mask, values, 0)
