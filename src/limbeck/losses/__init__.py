@@ -6,7 +6,10 @@ a whole batch and give one number, are in `limbeck.losses.balancing`.
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable
+from functools import cache
 
 from torch import Tensor
 
@@ -27,15 +30,19 @@ __all__ = [
     "jeffreys",
     "js",
     "kl",
+    "known",
     "mse",
     "reverse_kl",
     "smooth_l1",
     "soft_cross_entropy",
 ]
 
-_KNOWN: dict[str, Callable[..., Tensor]] = {
-    name.replace("_", "-"): globals()[name] for name in __all__ if name != "find"
-}
+
+@cache
+def known() -> dict[str, Callable[..., Tensor]]:
+    """Every loss by its name in a recipe: what the files of this package list in their `__all__`."""
+    files = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
+    return {name.replace("_", "-"): getattr(file, name) for file in files for name in getattr(file, "__all__", ())}
 
 
 def find(name: str) -> Callable[..., Tensor]:
@@ -51,6 +58,6 @@ def find(name: str) -> Callable[..., Tensor]:
                 f"loss '{name}' is a {type(function).__name__}; needed is a function of student and teacher."
             )
         return function
-    if (known := name.replace("_", "-")) not in _KNOWN:
-        raise RecipeError(f"unknown loss '{name}'. {nearest(name, _KNOWN)} Your own: module:function.")
-    return _KNOWN[known]
+    if (plain := name.replace("_", "-")) not in known():
+        raise RecipeError(f"unknown loss '{name}'. {nearest(name, known())} Your own: module:function.")
+    return known()[plain]

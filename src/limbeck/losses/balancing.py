@@ -16,6 +16,8 @@ from torch import Tensor
 
 from limbeck.losses.masking import widened
 
+__all__ = ["balance_cv", "balance_kl"]
+
 Gates = Float[Tensor, "batch experts"]
 
 

@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from limbeck.errors import RecipeError
 from limbeck.losses.masking import aligned, finished, keep, paired, widened
 
+__all__ = ["binary_cross_entropy", "cross_entropy", "soft_cross_entropy"]
+
 Values = Float[Tensor, "batch ..."]
 
 _NO_LABEL = -(2**62)  # what no data set uses for a label

@@ -28,6 +28,8 @@ from torch import Tensor
 from limbeck.errors import RecipeError
 from limbeck.losses.masking import finished, keep, paired
 
+__all__ = ["jeffreys", "js", "kl", "reverse_kl"]
+
 Logits = Float[Tensor, "batch ..."]
 Values = Float[Tensor, "batch ..."]
 

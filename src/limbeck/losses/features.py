@@ -22,6 +22,8 @@ from torch.nn import functional as F
 from limbeck.errors import RecipeError
 from limbeck.losses.masking import aligned, finished, keep, paired
 
+__all__ = ["cosine", "mse", "smooth_l1"]
+
 Features = Float[Tensor, "batch ..."]
 Values = Float[Tensor, "batch"]
 
