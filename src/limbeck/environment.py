@@ -16,6 +16,10 @@ from limbeck import __version__
 EXTRAS = {
     "text": ("transformers",),
     "data": ("datasets", "pyarrow"),
+    "search": ("optuna",),
+    "export": ("onnx", "onnxscript", "onnxruntime", "torchao", "huggingface_hub"),
+    "cluster": ("ray",),
+    "embeddings": ("sentence-transformers",),
     "conflict": ("torchjd",),
     "track": ("tensorboard",),
 }
