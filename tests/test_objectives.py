@@ -374,3 +374,52 @@ def test_any_weights_add_up(weights):
     single = mse(student(BATCH)["logits"], teacher(BATCH)["logits"]).mean()
     torch.testing.assert_close(loss.total(), sum(weights) * single)
     assert all(isinstance(p, Part) and not isinstance(p, BatchPart) for p in loss.parts.values())
+
+
+class Dense(nn.Module):
+    """Logits [batch, 4, height, width] out of an image."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        return self.head(x)
+
+
+def dense(**options):
+    torch.manual_seed(0)
+    columns = {"x": torch.randn(6, 3, 5, 7), "label": torch.randint(-1, 4, (6, 5, 7)), "some": torch.rand(6) < 0.5}
+    split = TensorSplit(columns)
+    data = Data(
+        {"train": split, "validation": split}, dict.fromkeys(columns, ""), {"label": list("abcd")}, source="toy"
+    )
+    actors = Student(Dense(), view="x"), Teacher(Dense(), view="x")
+    where = Situation(*actors, Task("segmentation", labels=list("abcd")), data, TrainSettings(epochs=1, batch_size=3))
+    method = KD(temperature=2.0, **options)
+    settle(method, where)
+    return method, split.__getitems__(list(range(6)))
+
+
+def per_pixel(method, batch):
+    ours, theirs = method.student.model(batch["x"]), method.teacher.model(batch["x"])
+    p, log_q = (theirs / 2).softmax(1), (ours / 2).log_softmax(1)
+    return 4 * (p * (p.log() - log_q)).sum(1)
+
+
+def test_maps_of_logits_are_compared_pixel_by_pixel_over_their_channels():
+    method, batch = dense()
+    part = method.loss(batch).parts["kl"]
+    torch.testing.assert_close(part.sum / part.count, per_pixel(method, batch).mean())
+    assert part.count == 6 * 5 * 7
+
+
+@pytest.mark.parametrize("column", ["label", "some"])
+def test_a_mask_says_which_pixels_or_samples_count(column):
+    method, batch = dense(mask=column)
+    part = method.loss(batch).parts["kl"]
+    counts = batch["label"] >= 0 if column == "label" else batch["some"][:, None, None].expand(6, 5, 7)
+    torch.testing.assert_close(part.sum / part.count, per_pixel(method, batch)[counts].mean())
+    with pytest.raises(RecipeError, match=r"mask is to be read from the column 'lable'. Did you mean 'label'\?"):
+        wrong, batch = dense(mask="lable")
+        wrong.loss(batch)

@@ -161,10 +161,15 @@ class Method(Options, Bound, nn.Module):
 
 
 class Transfer(Method):
-    """A method that is a sum of terms between teacher and student, plus the task's own loss. Transfers add up."""
+    """A method that is a sum of terms between teacher and student, plus the task's own loss. Transfers add up.
+
+    `mask` names a column that says which samples, tokens or pixels the terms on logits compare: bool, or labels (those
+    below zero do not count). None: all of them, also unlabelled ones.
+    """
 
     weight: Scalar = 1.0
     task_weight: Scalar = 1.0
+    mask: str | None = None
 
     def objective(self) -> Objective:
         """The terms. Default: none (the student learns the task alone)."""
@@ -172,6 +177,9 @@ class Transfer(Method):
 
     def setup(self) -> None:
         self.terms = self.objective()
+        for term in self.terms.terms:
+            if self.mask is not None and term.mask is None and term.student_reads == "logits":
+                term.mask = self.mask
         target = self.task.target if self.task else "label"
         self.notices += self.terms.settle(self.student, self.teacher, target)
 

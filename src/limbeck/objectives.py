@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from limbeck import bridges, labels, losses
 from limbeck.actors import Student, Teacher
 from limbeck.errors import RecipeError, nearest
+from limbeck.losses.masking import aligned
 from limbeck.schedules import Schedule, to_schedule
 from limbeck.signals import Projection, Signals
 
@@ -153,12 +154,14 @@ class Term:
             the progress.
         reads: the signal's name on both sides, or `(student's, teacher's)`.
         weight: a number or a schedule.
-        mask: a batch column (bool, the shape of the values) of what counts.
+        mask: a batch column of what counts: bool, or labels, of which those below zero do not count; of the shape of
+            the values, or of their first dimensions.
         bridge: `auto` (a bridge where shapes differ; never for logits), `none`, a name from `limbeck.bridges`, or a module.
         scope: `sample` and `token` values are summed and divided by the global count; `batch` calls the function once
             on the whole batch, over pieces and processes.
         name: what the log calls it.
-        options: passed to the function.
+        options: passed to the function. A `dim` that is not given is 1 for maps [batch, channels, height, width] and -1
+            for everything else.
     """
 
     def __init__(
@@ -184,6 +187,7 @@ class Term:
         takes = inspect.signature(self.function).parameters
         self.wants_target, self.wants_progress = "target" in takes, "progress" in takes
         self.takes_mask = "mask" in takes and scope != "batch"
+        self.takes_dim = "dim" in takes and "dim" not in options
         unknown = [o for o in options if o not in takes and not any(p.kind == p.VAR_KEYWORD for p in takes.values())]
         if unknown:
             raise RecipeError(
@@ -279,6 +283,8 @@ class Objective(nn.Module):
 
     def _compare(self, term: Term, ours: Tensor, theirs: Tensor, batch: Mapping[str, Any], progress: Any) -> Loss:
         options = dict(term.options)
+        if term.takes_dim and ours.dim() == 4:
+            options["dim"] = 1
         if term.wants_progress:
             options["progress"] = progress
         if term.scope == "batch":
@@ -286,20 +292,37 @@ class Objective(nn.Module):
             if term.wants_target:
                 tensors["target"] = batch[self.target]
             if term.mask:
-                tensors["mask"] = batch[term.mask]
+                tensors["mask"] = counted(batch, term.mask)
             call = term.function
             return Loss.batch(
                 term.name, lambda student, teacher, **more: call(student, teacher, **more, **options), **tensors
             )
         if term.wants_target:
             options["target"] = batch[self.target]
-        mask = batch[term.mask] if term.mask else None
+        mask = counted(batch, term.mask) if term.mask else None
         if term.takes_mask and mask is not None:
             options["mask"] = mask
         values = term.function(ours, theirs, **options)
         if values.dim() == 0:
             raise RecipeError(one_number(term.name))
-        return Loss.mean(term.name, values, mask if mask is None or mask.shape == values.shape else None)
+        if (
+            mask is not None and mask.shape != values.shape
+        ):  # of the samples of values per token, or of tokens of values per sample
+            fits = mask.dim() < values.dim()
+            mask = aligned(mask, values.shape, "mask").expand_as(values) if fits else None
+        return Loss.mean(term.name, values, mask)
+
+
+def counted(batch: Mapping[str, Any], column: str) -> Bool[Tensor, "batch ..."]:
+    """What counts, as a column says it: a bool column itself, labels where they are not below zero.
+
+    Raises:
+        RecipeError: there is no such column.
+    """
+    if column not in batch:
+        raise RecipeError(f"a mask is to be read from the column '{column}'. {nearest(column, map(str, batch))}")
+    found: Tensor = batch[column]
+    return found if found.dtype == torch.bool else found >= 0
 
 
 def _key(term: Term) -> str:

@@ -27,7 +27,7 @@ def refused(value: Any, *settings: str) -> str:
     return str(caught.value)
 
 
-KD_2 = {"use": "kd", "weight": 1.0, "task_weight": 1.0, "temperature": 2.0}
+KD_2 = {"use": "kd", "weight": 1.0, "task_weight": 1.0, "mask": None, "temperature": 2.0}
 
 
 @pytest.mark.parametrize(
@@ -66,6 +66,7 @@ def test_a_method_of_ones_own_by_address_as_class_and_as_object(here: Path):
         "use": "my_package.module:MyMethod",
         "weight": 1.0,
         "task_weight": 1.0,
+        "mask": None,
         "strength": 3.0,
         "mode": "soft",
         "share": 0.5,
