@@ -420,6 +420,6 @@ def test_a_mask_says_which_pixels_or_samples_count(column):
     part = method.loss(batch).parts["kl"]
     counts = batch["label"] >= 0 if column == "label" else batch["some"][:, None, None].expand(6, 5, 7)
     torch.testing.assert_close(part.sum / part.count, per_pixel(method, batch)[counts].mean())
+    wrong, batch = dense(mask="lable")
     with pytest.raises(RecipeError, match=r"mask is to be read from the column 'lable'. Did you mean 'label'\?"):
-        wrong, batch = dense(mask="lable")
         wrong.loss(batch)
