@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from limbeck.actors import Student, Teacher
+    from limbeck.caching.filling import cache
+    from limbeck.comparing import compare
     from limbeck.data import load_data
     from limbeck.errors import RecipeError
-    from limbeck.later import cache, compare, plan, suggest
+    from limbeck.later import plan, suggest
     from limbeck.method import Card, Method, Procedure, Progress, Stage, Transfer, Update
     from limbeck.objectives import Loss, Objective, Term
     from limbeck.recipe import Recipe
@@ -53,9 +55,11 @@ __all__ = [
 
 _HOMES = {
     "limbeck.actors": ("Student", "Teacher"),
+    "limbeck.caching.filling": ("cache",),
+    "limbeck.comparing": ("compare",),
     "limbeck.data": ("load_data",),
     "limbeck.errors": ("RecipeError",),
-    "limbeck.later": ("cache", "compare", "plan", "suggest"),
+    "limbeck.later": ("plan", "suggest"),
     "limbeck.method": ("Card", "Method", "Procedure", "Progress", "Stage", "Transfer", "Update"),
     "limbeck.objectives": ("Loss", "Objective", "Term"),
     "limbeck.recipe": ("Recipe",),

@@ -7,16 +7,22 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from limbeck.errors import RecipeError, nearest
+from limbeck.evaluation import speed
+from limbeck.randomness import seeds_for
 from limbeck.signals import OUTPUT, Place, Projection, Signals, Tap, put, select, signals_of_output
-from limbeck.sources import Source, load_model
+from limbeck.sources import Source, fingerprint, load_model
 from limbeck.views import View
+
+if TYPE_CHECKING:
+    from limbeck.data.tensors import Data
 
 Batch = Mapping[str, Any]
 Replace = Mapping[str, Callable[[Any], Any]]
@@ -96,6 +102,7 @@ class Actor:
     """
 
     whose = "model"
+    stored = False  # whether answers come from a store: nothing is computed, so there is nothing to time or to change
 
     def __init__(
         self,
@@ -272,6 +279,14 @@ class Actor:
         """How many parameters the model has."""
         return sum(p.numel() for p in self.model.parameters())
 
+    def bytes_count(self) -> int:
+        """Bytes of the model's state as it is saved; shared tensors count once."""
+        return speed.size_bytes(self.model)
+
+    def fingerprint(self) -> str:
+        """16 hex digits that change with any weight."""
+        return fingerprint(self.model)
+
     def _stop_after(self, wanted: Collection[str] | None) -> Counter[str] | None:
         if wanted is None or not self.may_stop_early or not self._calls:
             return None
@@ -317,6 +332,15 @@ class Teacher(Actor):
 
     whose = "teacher"
 
+    def __new__(cls, model: Any = None, *args: Any, **kwargs: Any) -> Self:
+        """A network that teaches; the path of a cache makes a `limbeck.teachers.stored.Stored`."""
+        if cls is Teacher and isinstance(model, (str, Path)):
+            from limbeck.teachers import stored
+
+            if stored.is_cache(model):
+                return object.__new__(stored.Stored)  # type: ignore[return-value]
+        return object.__new__(cls)
+
     def __init__(
         self,
         model: nn.Module | str | Path,
@@ -338,6 +362,17 @@ class Teacher(Actor):
     def members(self) -> dict[str, Teacher]:
         """The single teachers in this one; a mixture has several."""
         return {"teacher": self}
+
+    def check_data(self, data: Data) -> None:
+        """Refuse data that this teacher cannot be asked about; a network can be asked about any."""
+
+    def answers(self, split: str) -> bool:
+        """Whether it can be asked for the logits of this split as it is, without training's random views."""
+        return True
+
+    def view_seeds(self, ids: Int64[Tensor, "batch"], seed: int, epoch: int) -> Int64[Tensor, "batch"]:
+        """The seeds of the random views in which samples are shown in an epoch of training, to teacher and student."""
+        return seeds_for(ids, seed, epoch)
 
     def _manner(self) -> AbstractContextManager[Any]:
         return _TeachersManner(self)

@@ -279,12 +279,14 @@ def resume(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run folder, a student folder, or an exported folder or file.")
+    ],
     checks: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="CHECK",
-            help="quality, calibration, fidelity (asks the teacher too), speed, missing; default: the recipe's.",
+            metavar="CHECK | OPTION=VALUE",
+            help="quality, calibration, fidelity (asks the teacher too), speed, missing; default: the recipe's. Options of speed: batch_size=32 repeats=20.",
             show_default=False,
         ),
     ] = None,
@@ -294,20 +296,22 @@ def evaluate(
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> int:
-    """Measure the student (or the teacher) of a run again, on its own data or on others."""
-    from limbeck.run import Run
+    """Measure the student (or the teacher) of a run, or an exported model, again: on its own data or on others.
 
-    entry = Run(run).evaluate(checks or None, data=data, split=split, of=of)
+    Examples: `limbeck evaluate runs/my-1 fidelity speed batch_size=64` · `limbeck evaluate runs/my-1/export/onnx-int8 fidelity`
+    """
+    from limbeck.measuring import evaluate as measured
+
+    words = checks or []
+    options = dict(word.split("=", 1) for word in words if "=" in word)
+    names = [word for word in words if "=" not in word]
+    entry = measured(run, names or None, data=data, split=split, of=of, **options)
 
     def show() -> None:
         shown = Table(box=None, show_header=False)
-        for name, value in {
-            **entry["figures"],
-            "parameters": entry["parameters"],
-            "bytes": entry["bytes"],
-            "latency_ms": entry["latency_ms"],
-        }.items():
-            shown.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4f}")
+        told = entry["figures"] | {key: entry.get(key) for key in ("retention", "parameters", "bytes", "latency_ms")}
+        for name, value in (told | entry.get("speed", {})).items():
+            shown.add_row(name, "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}")
         console = Console()
         if not quiet:
             console.print(f"{of} of {run} on {split}, {entry['samples']} samples", highlight=False, soft_wrap=True)
@@ -364,17 +368,33 @@ def methods(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
-    to: Annotated[str, typer.Option("--to", help="The format.")] = "safetensors",
-    quantize: Annotated[str, typer.Option("--quantize", help="none or int8.")] = "none",
-    push: Annotated[str | None, typer.Option("--push", help="A hub repository.")] = None,
+    to: Annotated[
+        str, typer.Option("--to", help="safetensors, transformers, torch-export or onnx.")
+    ] = "safetensors",
+    quantize: Annotated[str, typer.Option("--quantize", help="none or int8 (onnx, torch-export).")] = "none",
+    push: Annotated[
+        str | None, typer.Option("--push", help="A hub repository, owner/name, to upload the folder to.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="What to trace and check with, where the recipe can no longer be read.")
+    ] = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> int:
-    """Write the student of a run in another format."""
-    from limbeck.run import Run
+    """Write the student of a run in another format, into RUN/export; graphs are checked against PyTorch on real samples.
 
-    written = Run(run).export(to, quantize=quantize, push=push)
-    _show({"path": str(written)}, as_json, lambda: print(written))
+    Examples: `limbeck export runs/my-1 --to onnx --quantize int8` · `limbeck export runs/my-1 --to transformers --push my-lab/student`
+    """
+    from limbeck.run import Run
+    from limbeck.shipping.exporting import sentences
+    from limbeck.shipping.opened import facts_of
+
+    written = Run(run).export(to, quantize=quantize, push=push, data=data)
+    facts = facts_of(written) or {}
+    if not (quiet or as_json):
+        for sentence in sentences(facts):
+            Console(stderr=True).print(sentence, highlight=False, markup=False, soft_wrap=True)
+    _show({"path": str(written)} | facts, as_json, lambda: print(written))
     return DONE
 
 
@@ -386,5 +406,5 @@ def _later(verb: str, function: Callable[..., Any]) -> None:
     app.command(verb, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(command)
 
 
-for _verb in ("plan", "suggest", "cache", "compare"):
+for _verb in ("plan", "suggest"):
     _later(_verb, getattr(later, _verb))

@@ -14,7 +14,6 @@ from limbeck.engine.processes import World
 from limbeck.evaluation.measure import measure
 from limbeck.method import Method, Procedure
 from limbeck.recipe.stages import Stages
-from limbeck.sources import fingerprint
 from limbeck.tasks import Task
 
 
@@ -26,11 +25,12 @@ def of(teacher: Teacher | None, data: Data, task: Task, device: torch.device) ->
     once = validate.batches(_First(split, size), size, World(device=device))
     for name, member in (teacher.members if teacher is not None else {}).items():
         member.model.eval()
+        known = f"{_called(name)}: {member.source.describe()}; fingerprint {member.fingerprint()}"
+        if not member.answers(which):
+            yield f"{known}; its {task.metric} is not known, since it stores no logits of the {which} split as it is"
+            continue
         seen = measure(member, once, task, time_it=False).entry
-        yield (
-            f"{_called(name)}: {member.source.describe()}; fingerprint {fingerprint(member.model)}; "
-            f"{task.metric} {seen['metric']:.3f} on {size} {which} samples"
-        )
+        yield f"{known}; {task.metric} {seen['metric']:.3f} on {size} {which} samples"
 
 
 def untaught(teacher: Teacher | None, plan: Method | Procedure) -> list[str]:

@@ -15,13 +15,3 @@ def plan(*sources: Any, **keys: Any) -> NoReturn:
 def suggest(*sources: Any, **keys: Any) -> NoReturn:
     """Which method for this teacher, student and data. Not there yet."""
     raise RecipeError("limbeck.suggest is not there yet. `limbeck methods` lists what each is for.")
-
-
-def cache(*sources: Any, **keys: Any) -> NoReturn:
-    """Ask a teacher once and keep its answers. Not there yet."""
-    raise RecipeError("limbeck.cache is not there yet. The teacher is asked at every step.")
-
-
-def compare(*sources: Any, **keys: Any) -> NoReturn:
-    """Several methods or recipes side by side. Not there yet."""
-    raise RecipeError("limbeck.compare is not there yet. distill each of them; their reports are in the run folders.")

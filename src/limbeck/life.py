@@ -31,7 +31,6 @@ from limbeck.method import Method, name_of
 from limbeck.methods.supervised import Supervised
 from limbeck.recipe import Recipe
 from limbeck.shipping import student as shipped
-from limbeck.sources import fingerprint
 from limbeck.tasks import Task
 from limbeck.writing import write, write_json
 
@@ -155,6 +154,8 @@ class Life:
             for member in actor.members.values() if isinstance(actor, Teacher) else [actor]:
                 view = member.look_at(data.columns)
                 view.check(list(data.columns), member.whose, data.source)
+        if teacher is not None:
+            teacher.check_data(data)
         if task.labels:
             student.labels = student.labels or task.labels
         for name in data.splits:
@@ -305,10 +306,10 @@ class Life:
         facts = environment.facts() | {
             "data": data.source,
             "data_fingerprint": data.fingerprint,
-            "student_fingerprint": fingerprint(student.model),
+            "student_fingerprint": student.fingerprint(),
         }
         for name, member in (teacher.members if teacher else {}).items():
-            facts[f"teacher_fingerprint.{name}"] = fingerprint(member.model)
+            facts[f"teacher_fingerprint.{name}"] = member.fingerprint()
         write_json(self.folder / "environment.json", facts)
 
     def _as_given(self, teacher: Teacher | None, data: Data) -> Teacher | None:
@@ -336,10 +337,11 @@ class Life:
         split = "test" if "test" in data.splits else "validation" if "validation" in data.splits else "train"
         once = validate.batches(data.splits[split], 256, self.world)
         checks = [choice["use"] for choice in self.recipe.evaluate_choices()]
-        for actor in (student, teacher, without):
+        asked = teacher if teacher is not None and teacher.answers(split) else None
+        for actor in (student, asked, without):
             for model in _networks(actor) if actor is not None else []:
                 model.eval()
-        top = measure(teacher, once, task, checks=checks, world=self.world) if teacher is not None else None
+        top = measure(asked, once, task, checks=checks, world=self.world) if asked is not None else None
         own, base = (
             None if actor is None else measure(actor, once, task, checks=checks, world=self.world, against=top)
             for actor in (student, without)

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from limbeck import environment
 from limbeck.actors import Actor, Student
+from limbeck.caching import form
+from limbeck.caching.form import is_cache
 from limbeck.data.tensors import Data
 from limbeck.errors import RecipeError
 from limbeck.evaluation import speed
@@ -36,6 +38,8 @@ def look(thing: str | None, data: str | None = None) -> Look:
     if thing is None:
         return look_at_installation()
     path = Path(thing)
+    if is_cache(path):
+        return look_at_cache(path)
     if (path / "recipe.yaml").exists():
         return look_at_run(path)
     if path.suffix in (".yaml", ".yml"):
@@ -133,6 +137,53 @@ def look_at_run(path: Path) -> Look:
             )
         if facts["retention"] is not None:
             console.print(f"retention {facts['retention']:.3f}", highlight=False)
+
+    return facts, show
+
+
+def look_at_cache(path: Path) -> Look:
+    """Who was asked about what, and whether every shard still holds the bytes that were written.
+
+    Raises:
+        RecipeError: a shard that is missing or damaged.
+    """
+    header = form.read(path)
+    damage = form.damage(path, header, checksums=True)
+    if damage:
+        more = f" And {len(damage) - 1} more." if len(damage) > 1 else ""
+        raise RecipeError(
+            f"{path}: {damage[0]}{more} Mend it (only what is damaged is asked again): limbeck cache RECIPE --out {path}"
+        )
+    told, shards = header["teacher"], header["shards"]
+    facts = {
+        "folder": str(path),
+        "status": "finished" if header["complete"] else "unfinished",
+        "teacher": told["from"],
+        "teacher_fingerprint": told["fingerprint"],
+        "view": told["view"],
+        "data": header["data"]["source"],
+        "data_fingerprint": header["data"]["fingerprint"],
+        "signals": header["signals"],
+        "answers": {
+            split: sum(p["rows"] for p in header["passes"] if p["split"] == split)
+            for split in dict.fromkeys(p["split"] for p in header["passes"])
+        },
+        "views": header["views"],
+        "shards": len(shards),
+        "bytes": sum(shard["bytes"] for shard in shards),
+        "checksums": "hold" if header["complete"] else "not there yet",
+    }
+
+    def show() -> None:
+        console = Console()
+        if not header["complete"]:
+            print(f"{path} is not finished. Go on with: limbeck cache RECIPE --out {path}")
+        signals = {
+            name: f"{spec['dtype']} {spec['shape']}" + (f", the {spec['top_k']} most likely" if "top_k" in spec else "")
+            for name, spec in header["signals"].items()
+        }
+        counts = ", ".join(f"{count:,} of {split}" for split, count in facts["answers"].items())
+        _pairs(console, facts | {"signals": "; ".join(f"{n}: {t}" for n, t in signals.items()), "answers": counts})
 
     return facts, show
 

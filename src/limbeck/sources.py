@@ -136,6 +136,8 @@ def _from_path(path: Path, whose: str) -> Source:
         return source
     if (path / "config.json").exists():
         return _from_transformers(path, whose)
+    if (path / "cache.json").exists():
+        raise RecipeError(f"{whose}.model {path}: a cache holds a teacher's answers and no network: teacher={path}")
     if (path / "recipe.yaml").exists():
         raise RecipeError(
             f"{whose}.model {path}: this run has no student yet (it did not finish). limbeck resume {path}"

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Int64
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from limbeck.data.tensors import Batch, Split
 from limbeck.errors import RecipeError
 from limbeck.randomness import fold, seeds_for
+
+ViewSeeds = Callable[[Int64[Tensor, "batch"], int, int], Int64[Tensor, "batch"]]
 
 
 class Loader:
@@ -32,6 +34,7 @@ class Loader:
         workers: processes that read ahead; 0 reads when asked. The batches are the same.
         rank, world: this process, and how many share each step.
         drop_last: leave out a last step that is smaller.
+        view_seeds: gives the view seeds of ids, seed and epoch; other than the default where the views are given too.
 
     Raises:
         RecipeError: no row, or no step: fewer rows than a batch and `drop_last`.
@@ -48,6 +51,7 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         drop_last: bool = False,
+        view_seeds: ViewSeeds = seeds_for,
     ) -> None:
         if batch_size < 1 or workers < 0 or not 0 <= rank < world:
             raise RecipeError(
@@ -55,7 +59,7 @@ class Loader:
                 f"{rank=}, {world=}."
             )
         self.split, self.batch_size, self.seed, self.shuffle = split, batch_size, seed, shuffle
-        self.workers, self.rank, self.world = workers, rank, world
+        self.workers, self.rank, self.world, self.view_seeds = workers, rank, world, view_seeds
         whole, rest = divmod(len(split), batch_size)
         self.steps_per_epoch: int = whole + (rest > 0 and not drop_last)
         if self.steps_per_epoch == 0:
@@ -72,7 +76,7 @@ class Loader:
         for step, batch in enumerate(self._read(plan), start_step):
             if isinstance(batch, RecipeError):
                 raise batch
-            extra: Batch = {"view_seed": seeds_for(batch["id"], self.seed, n)} if self.shuffle else {}
+            extra: Batch = {"view_seed": self.view_seeds(batch["id"], self.seed, n)} if self.shuffle else {}
             if self.rank >= len(plan.rows(step)):
                 extra["ghost"] = True
             yield {**batch, **extra}
@@ -96,6 +100,21 @@ class Loader:
                 collate_fn=_as_it_is,
             )
         return iter(self._reader)
+
+
+def read(split: Any, plan: Sequence[list[int]], workers: int = 0) -> Iterator[Batch]:
+    """The batches of these lists of rows, in order; `workers` processes read ahead.
+
+    Raises:
+        RecipeError: a row that cannot be read.
+    """
+    if workers == 0:
+        yield from map(split.__getitems__, plan)
+        return
+    for batch in DataLoader(_Reading(split), batch_sampler=plan, num_workers=workers, collate_fn=_as_it_is):
+        if isinstance(batch, RecipeError):
+            raise batch
+        yield batch
 
 
 @dataclass

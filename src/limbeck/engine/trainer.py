@@ -23,6 +23,7 @@ from limbeck.engine.stepper import Stepper
 from limbeck.errors import RecipeError
 from limbeck.evaluation import quality
 from limbeck.method import Method, Outcome, Progress, Rebuilt, Stage, StageResult, Update
+from limbeck.randomness import seeds_for
 from limbeck.tasks import Task
 
 
@@ -92,6 +93,7 @@ class Trainer:
             workers=settings.workers,
             rank=self.world.rank,
             world=self.world.size,
+            view_seeds=situation.teacher.view_seeds if situation.teacher is not None else seeds_for,
         )
         per_epoch = self.loader.steps_per_epoch
         self.steps = settings.steps if settings.steps is not None else (settings.epochs or 0) * per_epoch

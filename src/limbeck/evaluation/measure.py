@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from limbeck import labels
 from limbeck.actors import Actor, Student, Teacher
 from limbeck.engine.processes import World
 from limbeck.engine.validate import Batches, logits_of
 from limbeck.errors import RecipeError, nearest
-from limbeck.evaluation import calibration, fidelity, quality, speed
+from limbeck.evaluation import calibration, fidelity, memory, quality, speed
+from limbeck.evaluation.missing import missing
 from limbeck.tasks import Task
 from limbeck.teachers.mixture import Mixture
 from limbeck.views import View
 
 CHECKS = ("quality", "fidelity", "calibration", "speed", "missing")
+OPTIONS = ("batch_size", "repeats")
 LATER = ("robustness", "search", "fid", "judge", "clip-score")
 
 
@@ -41,6 +44,7 @@ def measure(
     world: World | None = None,
     against: Measured | None = None,
     time_it: bool = True,
+    options: Mapping[str, Any] | None = None,
 ) -> Measured:
     """Run `actor` over a split and collect its figures.
 
@@ -49,6 +53,7 @@ def measure(
         checks: names from `CHECKS`; quality, calibration and (with `against`) fidelity cost next to nothing.
         against: the teacher's answers on the same rows.
         time_it: measure the latency of one sample too.
+        options: of the check `speed`: `batch_size` (32) and `repeats` (20).
 
     Raises:
         RecipeError: an unknown check.
@@ -58,56 +63,104 @@ def measure(
             raise RecipeError(f"the check '{check}' is not there yet. There is: {', '.join(CHECKS)}.")
         if check not in CHECKS:
             raise RecipeError(f"unknown check '{check}'. {nearest(check, CHECKS)}")
+    options = known_options(options or {}, checks)
     world = world or World()
     refuse_privileged(actor)
     seen = logits_of(actor, once, world, task.target)
-    measured = Measured(seen["logits"], seen["target"], seen["id"])
+    measured = Measured(in_order(actor, seen["logits"], task), seen["target"], seen["id"])
     figures = quality.figures(task.name, measured.logits, measured.target)
     if task.name == "classification":
         figures |= calibration.figures(measured.logits, measured.target)
         if against is not None and against.logits.shape == measured.logits.shape:
             figures |= fidelity.figures(measured.logits, against.logits)
-    if "missing" in checks:
-        figures |= missing(actor, once, task, world)
+    if "missing" in checks and not actor.stored:
+        figures |= missing(actor, _view(actor), once, task, world)
     metric = quality.primary(task.metric, task.name)
     measured.entry = {
         "name": _name(actor),
         "view": _view(actor),
         "metric": metric(measured.logits, measured.target),
         "parameters": actor.parameters_count(),
-        "bytes": sum(speed.size_bytes(model) for model in _models(actor)),
+        "bytes": actor.bytes_count(),
         "latency_ms": None,
         "figures": figures,
     }
-    if time_it:
+    if time_it and not actor.stored:
         measured.entry["latency_ms"] = latency(actor, once)
+        if "speed" in checks:
+            measured.entry["speed"] = cost(actor, once, **options)
     return measured
+
+
+def known_options(options: Mapping[str, Any], checks: Sequence[str]) -> dict[str, int]:
+    """The options of the check `speed`, as whole numbers above zero.
+
+    Raises:
+        RecipeError: an option that no check has, one that is no such number, or `speed` is not asked for.
+    """
+    for key, value in options.items():
+        if key not in OPTIONS:
+            raise RecipeError(f"unknown option '{key}' of a check. {nearest(key, OPTIONS)}")
+        if "speed" not in checks:
+            raise RecipeError(f"{key} is an option of the check speed, which is not asked for: evaluate RUN speed {key}={value}")
+        if not str(value).isdecimal() or int(value) < 1:
+            raise RecipeError(f"{key}={value}: needed is a whole number from 1 on.")
+    return {key: int(value) for key, value in options.items()}
+
+
+def in_order(actor: Actor, logits: Tensor, task: Task) -> Tensor:
+    """A teacher's logits in the order of the task's classes, where both are known by name; a class it lacks is never chosen."""
+    names = actor.labels or ()
+    if not isinstance(actor, Teacher) or not task.labels or logits.dim() < 2 or len(names) != logits.shape[1]:
+        return logits
+    renamed = {} if isinstance(actor.label_map, str) else actor.label_map
+    if len({renamed.get(name, name) for name in names} & {*task.labels}) < 2:
+        return logits  # classes of its own: its logits are not compared with the targets by anybody
+    found = labels.match(task.labels, names, actor.label_map)
+    if found is None:
+        return logits
+    ordered = logits.new_full((len(logits), len(task.labels)), -torch.inf)
+    ordered[:, list(found.student)] = found.of_teacher(logits, 1)
+    return ordered
+
+
+def cost(actor: Actor, once: Batches, *, batch_size: int = 32, repeats: int = 20) -> dict[str, float | int]:
+    """Milliseconds (median, 95 %) at a batch of one and of `batch_size`, samples per second, and peak memory.
+
+    `peak_bytes_1` and `peak_bytes`: what one forward pass needs beside the weights (see `memory.peak_bytes`); left out
+    where the network is a file under a runtime of its own.
+    """
+    batch = next(once())
+    rows = next(len(value) for value in batch.values() if isinstance(value, (Tensor, list)))
+    one, many = (_rows(batch, [i % rows for i in range(size)]) for size in (1, batch_size))
+    first, later = (speed.latency(lambda b=b: actor(b), repeats=repeats, warmup=3) for b in (one, many))
+    found: dict[str, float | int] = {
+        "median_ms": first.median,
+        "p95_ms": first.p95,
+        "batch_size": batch_size,
+        "batch_median_ms": later.median,
+        "batch_p95_ms": later.p95,
+        "samples_per_second": batch_size / later.median * 1000,
+    }
+    if next(iter(actor.model.parameters()), None) is not None:
+        found |= {"peak_bytes_1": memory.peak_bytes(lambda: actor(one)), "peak_bytes": memory.peak_bytes(lambda: actor(many))}
+    return found
+
+
+def _rows(batch: Mapping[str, Any], indices: list[int]) -> dict[str, Any]:
+    """These rows of a batch."""
+    return {
+        key: value[indices] if isinstance(value, Tensor) else [value[i] for i in indices] if isinstance(value, list) else value
+        for key, value in batch.items()
+    }
 
 
 def latency(actor: Actor, once: Batches) -> float:
     """Median milliseconds for one sample at a time."""
     batch = next(once())
-    one = {key: value[:1] if isinstance(value, (Tensor, list)) else value for key, value in batch.items()}
+    one = _rows(batch, [0])
     with torch.no_grad():
         return speed.latency(lambda: actor(one), repeats=20, warmup=3).median
-
-
-def missing(actor: Actor, once: Batches, task: Task, world: World) -> dict[str, float]:
-    """The metric with each column of the view zeroed in turn, as `without_<column>`; nothing for a single column."""
-    columns = _view(actor)
-    if len(columns) < 2:
-        return {}
-    metric = quality.primary(task.metric, task.name)
-    found = {}
-    for column in columns:
-
-        def without(column: str = column) -> Any:
-            for batch in once():
-                yield batch | {column: torch.zeros_like(batch[column])}
-
-        seen = logits_of(actor, without, world, task.target)
-        found[f"without_{column}"] = metric(seen["logits"], seen["target"])
-    return found
 
 
 def refuse_privileged(actor: Actor) -> None:
@@ -121,11 +174,6 @@ def refuse_privileged(actor: Actor) -> None:
             "the student's view is privileged: it shows what is not there at inference, so figures measured with it would mean nothing. "
             "Privileged views are for teachers."
         )
-
-
-def _models(actor: Actor) -> list[torch.nn.Module]:
-    members = actor.members.values() if isinstance(actor, Teacher) else [actor]
-    return list({id(m.model): m.model for m in members}.values())
 
 
 def _name(actor: Actor) -> str:

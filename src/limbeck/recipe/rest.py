@@ -13,10 +13,11 @@ from limbeck.evaluation.measure import CHECKS
 from limbeck.evaluation.measure import LATER as CHECKS_LATER
 from limbeck.evaluation.requirements import parse
 from limbeck.recipe.sections import Section, listed, nothing
+from limbeck.shipping.exporting import FORMATS
+from limbeck.shipping.exporting import LATER as EXPORTS_LATER
 
 CONTROLS = ("train", "start", "none")
-EXPORTS = ("safetensors",)
-EXPORTS_LATER = ("onnx", "transformers", "sentence-transformers", "diffusers")
+EXPORTS = tuple(FORMATS)
 
 
 class LimitKeys(Section):
@@ -29,11 +30,16 @@ class LimitKeys(Section):
 
 
 class CacheKeys(Section):
-    """What to store of the teacher."""
+    """What to store of the teacher: `signals` (None: those that the method reads), of `splits` (None: of all).
 
-    signals: Annotated[list[str], BeforeValidator(listed)] = ["logits"]
+    `views`: in how many random views training is asked, where the teacher's view draws; one serves an epoch.
+    """
+
+    signals: Annotated[list[str] | None, BeforeValidator(listed)] = None
     top_k: Annotated[int, Field(ge=1)] | Literal["all"] = "all"
     dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
+    views: Annotated[int, Field(ge=1)] = 1
+    splits: Annotated[list[str] | None, BeforeValidator(listed)] = None
 
 
 def _choices(value: Any) -> Any:

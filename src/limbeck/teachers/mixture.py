@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from limbeck.actors import Replace, Teacher
 from limbeck.errors import RecipeError, nearest
 from limbeck.signals import Place, Signals
+
+if TYPE_CHECKING:
+    from limbeck.data.tensors import Data
 
 RULES = ("mean", "confidence")
 
@@ -135,16 +138,43 @@ class Mixture(Teacher):
             self.shapes.pop("logits", None)
         return self.shapes
 
+    @property
+    def stored(self) -> bool:  # type: ignore[override]
+        """Whether any member's answers come from a store."""
+        return any(member.stored for member in self._members.values())
+
+    def check_data(self, data: Data) -> None:
+        """Refuse data that a member cannot be asked about."""
+        for member in self._members.values():
+            member.check_data(data)
+
+    def answers(self, split: str) -> bool:
+        """Whether every member can be asked about this split."""
+        return all(member.answers(split) for member in self._members.values())
+
+    def view_seeds(self, ids: Int64[Tensor, "batch"], seed: int, epoch: int) -> Int64[Tensor, "batch"]:
+        """Those of the members whose views are stored; all others follow them."""
+        usual = super().view_seeds(ids, seed, epoch)
+        own = [member.view_seeds(ids, seed, epoch) for member in self._members.values()]
+        bound = [seeds for seeds in own if not torch.equal(seeds, usual)]
+        if any(not torch.equal(seeds, bound[0]) for seeds in bound):
+            raise RecipeError(
+                "the teachers' answers were stored in different random views, so no view of a sample is known to all of them. "
+                "Cache them with one seed and one number of views (seed, cache.views)."
+            )
+        return bound[0] if bound else usual
+
+    def bytes_count(self) -> int:
+        """Bytes of all members (a network that two of them share counts once)."""
+        return sum(member.bytes_count() for member in {id(m.model): m for m in self._members.values()}.values())
+
     def lacks(self, name: str) -> str:
         """Why there is no such signal."""
         return self._apart if name == "logits" and self._apart else super().lacks(name)
 
     def parameters_count(self) -> int:
         """Parameters of all members (a network that two of them share counts once)."""
-        return sum(
-            sum(p.numel() for p in model.parameters())
-            for model in {id(m.model): m.model for m in self._members.values()}.values()
-        )
+        return sum(member.parameters_count() for member in {id(m.model): m for m in self._members.values()}.values())
 
     def _mix(
         self, logits: list[Float[Tensor, "batch classes"]], batch: Mapping[str, Any]

@@ -1,0 +1,1 @@
+"""Caches: a teacher asked once, its answers kept. `form` says how they lie, `packing` how a signal does, `filling` makes one."""

@@ -1,0 +1,77 @@
+"""Which of a teacher's signals are stored: those that the recipe names, else those that its method reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from limbeck.actors import Student, Teacher
+from limbeck.data.tensors import Data
+from limbeck.engine.course import settle
+from limbeck.engine.processes import World
+from limbeck.engine.trainer import Situation
+from limbeck.engine.validate import to_device
+from limbeck.errors import RecipeError
+from limbeck.layers import EMBEDDING, embedding, listen
+from limbeck.method import Method, Procedure, Sum, Transfer, name_of
+from limbeck.recipe import Recipe
+from limbeck.recipe.stages import Stages
+from limbeck.tasks import Task
+
+
+def signals(recipe: Recipe, teacher: Teacher, data: Data, world: World) -> tuple[list[str], str]:
+    """The names, in the order in which the teacher gives them, and why they are these.
+
+    Raises:
+        RecipeError: a method that cannot live on stored answers, or a signal that the teacher does not give.
+    """
+    given = recipe.cache.signals
+    split = next(iter(data.splits.values()))
+    batch = to_device(split.__getitems__(list(range(min(2, len(split))))), world.device)
+    why = "as cache.signals says"
+    if given is None and recipe.student is not None:
+        student, task = recipe.build_student(), recipe.build_task(data)
+        student.model.to(world.device)
+        names = _read(recipe, student, teacher, task, data, world)
+        why = f"which {recipe.method_name()} reads"
+    else:
+        names = set(given or ["logits"])
+        for name in names:
+            embedding(teacher, batch) if name == EMBEDDING else None
+        teacher.probe(batch)
+        for name in names:
+            listen(teacher, name)
+        why = why if given else "since there is no student and no cache.signals"
+    shapes = teacher.probe(batch)
+    for name in names:
+        if name not in shapes:
+            raise RecipeError(f"cache.signals: {teacher.lacks(name)}")
+    return [name for name in shapes if name in names], why
+
+
+def _read(recipe: Recipe, student: Student, teacher: Teacher, task: Task, data: Data, world: World) -> set[str]:
+    found: set[str] = set()
+    for plan in _methods(recipe.build_plan()):
+        name = name_of(type(plan))
+        members = list(plan.members.values()) if isinstance(plan, Sum) else [plan]
+        for member in members:
+            if getattr(member, "card", plan.card).teacher_mode == "through":
+                raise RecipeError(
+                    f"{name_of(type(member))} works inside the teacher at every step (it changes what it sees, or teaches it), so stored answers "
+                    "do not serve it. Cache for a method that only reads (kd), or distil with the teacher itself; "
+                    "cache.signals=[logits] stores them all the same."
+                )
+        if isinstance(plan, Method):
+            settle(plan, Situation(student, teacher, task, data, recipe.train, recipe.seed, world))
+        found |= plan.teacher_reads() if isinstance(plan, Transfer) else set(plan.card.needs)
+        if isinstance(plan, Transfer) and not found:
+            raise RecipeError(f"{name} reads nothing of a teacher. Say what to store: cache.signals=[logits]")
+    return found
+
+
+def _methods(plan: Method | Procedure) -> Iterator[Any]:
+    if isinstance(plan, Stages):
+        for _, method, _ in plan.planned:
+            yield from _methods(method)
+    else:
+        yield plan
