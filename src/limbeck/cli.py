@@ -398,6 +398,56 @@ def export(
     return DONE
 
 
+@app.command()
+def compare(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RECIPE... KEY=VALUES...",
+            help="Recipes or runs, and keys with their values, `method=kd,rkd` or `seed=0..4`; or comparisons to join.",
+        ),
+    ],
+    tune: Annotated[
+        int, typer.Option("--tune", min=0, help="Tuning trials for each arm, on the validation split.")
+    ] = 0,
+    latex: Annotated[Path | None, typer.Option("--latex", help="Write the tables as LaTeX here, too.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The comparison's folder; the same command goes on there, and adds what is new."),
+    ] = None,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> int:
+    """Run methods, or values of any key, on the same data with the same budget, and put them side by side.
+
+    A comma outside brackets, or `0..4`, means several values. Runs that fail are shown with their reason; the exit code
+    is 0 unless all of them failed (1).
+
+    Examples: `limbeck compare my.yaml method=supervised,kd,rkd seed=0..4 --tune 20 --out nightly` · `limbeck compare runs/a runs/b` ·
+    `limbeck compare here/comparison there/comparison --out joined`
+    """
+    from limbeck.comparing import compare as run_compare
+    from limbeck.comparing.tables import terminal as shown
+    from limbeck.terminal import Terminal
+
+    with Terminal(quiet=quiet or as_json) as terminal:
+        found = run_compare(*words, tune=tune, out=out, terminal=terminal)
+    if latex is not None:
+        latex.write_text(found.to_latex())
+    result = found.result
+
+    def show() -> None:
+        console = Console()
+        console.print(shown(result))
+        pages = " ".join(str(page) for page in sorted(found.folder.glob("report*.html")))
+        console.print(
+            f"figures: {found.folder}/comparison.json   report: {pages or 'none'}", highlight=False, soft_wrap=True
+        )
+
+    _show(result, as_json, show)
+    return FAULT if all(run["status"] == "failed" for run in result["runs"]) else DONE
+
+
 def _later(verb: str, function: Callable[..., Any]) -> None:
     def command(words: Annotated[list[str] | None, typer.Argument(hidden=True)] = None) -> None:
         function()

@@ -1,0 +1,121 @@
+"""Runs of a comparison, one after another; what was finished before is found, what fails is noted."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from limbeck import control
+from limbeck.comparing import figures, tables
+from limbeck.comparing.plan import ALONE, Entry, Plan, labels, slug
+from limbeck.comparing.record import Record
+from limbeck.engine.trainer import Observer, Silent, Stopped
+from limbeck.recipe import Recipe
+from limbeck.report import write as write_report
+from limbeck.run import Run, distill
+from limbeck.terminal import Terminal
+from limbeck.writing import link
+
+
+class Conductor:
+    """Brings the runs of a record about and writes down what came of each at once.
+
+    Args:
+        plan: their recipes; None where nothing is to be run.
+        terminal: shows progress and, after every run, the tables so far.
+    """
+
+    def __init__(self, record: Record, plan: Plan | None, terminal: Terminal | None, command: str | None):
+        self.record, self.plan, self.terminal, self.command = record, plan, terminal, command
+        self.figures = figures.Figures(record.folder)
+
+    def run(self) -> None:
+        """Everything that is planned and not finished: seed by seed, so that what there is can be compared early."""
+        assert self.plan is not None
+        self.record.save(self.figures)
+        due = [entry for entry in self.record.entries if entry.mark in self.plan.ready and not self._finished(entry)]
+        seeds = list(dict.fromkeys(entry.seed for entry in due))
+        due.sort(key=lambda entry: (seeds.index(entry.seed), entry.method != ALONE))
+        for number, entry in enumerate(due):
+            prefix = f"{number + 1}/{len(due)} · {entry.name} · "
+            try:
+                self._one(entry, prefix)
+            except Stopped as stopped:
+                if stopped.reason != "limit":
+                    said = "stopped with everything saved. The same command goes on; finished runs are not repeated."
+                    raise Stopped(stopped.reason, f"{self.record.folder}: {said}") from stopped
+                self._failed(entry, str(stopped))
+            except Exception as error:  # whatever it is, it is this run's, and the others go on
+                self._failed(entry, f"{type(error).__name__}: {error}")
+            result = self.record.save(self.figures)
+            if self.terminal is not None and number + 1 < len(due):
+                self.terminal.table(tables.terminal(result), last=False)
+        self.write()
+
+    def write(self) -> None:
+        """The record, and a report for each problem."""
+        told = labels(self.record.entries)
+        result = self.record.save(self.figures)
+        for problem in result["problems"]:
+            done = [
+                self.record.folder / entry.name
+                for entry in self.record.entries
+                if entry.status == "finished" and told[entry.mark].problem == problem["name"]
+            ]
+            folders = [folder for folder in done if (folder / "result.json").exists()]
+            page = f"report-{slug(problem['name'])}.html" if len(result["problems"]) > 1 else "report.html"
+            if folders:
+                write_report(folders, self.record.folder / page)
+
+    def _one(self, entry: Entry, prefix: str) -> None:
+        assert self.plan is not None
+        folder, recipe = self.record.folder / entry.name, self.plan.ready[entry.mark]
+        if entry.mark in self.plan.there:
+            bring(self.plan.there[entry.mark].folder, folder)
+        else:
+            distill(recipe, out=folder, observer=self._watching(prefix), command=self.command)
+        entry.status, entry.reason = "finished", None
+        entry.found, entry.method = figures.found(folder), str(Run(folder).result["method"])
+        if entry.method == ALONE and recipe.control == "train":
+            serve_as_control(folder, recipe)
+
+    def _failed(self, entry: Entry, reason: str) -> None:
+        entry.status, entry.reason, entry.found = "failed", " ".join(reason.removeprefix("RecipeError: ").split()), {}
+        if self.terminal is not None:
+            self.terminal.say(f"{entry.name} failed: {entry.reason}")
+
+    def _finished(self, entry: Entry) -> bool:
+        return entry.status == "finished" and (self.record.folder / entry.name / "result.json").exists()
+
+    def _watching(self, prefix: str) -> Observer:
+        if self.terminal is None:
+            return Silent()
+        self.terminal.prefix = prefix
+        return self.terminal.muted()
+
+
+def serve_as_control(folder: Path, recipe: Recipe) -> None:
+    """Lay a supervised run where the runs beside it look for their control, which is the very same training."""
+    aside, place = folder / ".control", folder / control.FOLDER
+    if place.exists():
+        return
+    data = recipe.build_data()
+    mark = control.mark(recipe.build_student().model, data, recipe.build_task(data), recipe)
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    shutil.copytree(folder / "student", aside / "student", copy_function=link)
+    for file in ("log.jsonl", "stages.json"):
+        link(str(folder / file), str(aside / file))
+    control.sign(aside, mark)
+    aside.rename(place)
+
+
+def bring(run: Path, folder: Path) -> None:
+    """A run folder under another name, its bytes kept once where the disk can; whole or not at all."""
+    if (folder / "result.json").exists():
+        return
+    aside = folder.with_name(f".{folder.name}.coming")
+    shutil.rmtree(aside, ignore_errors=True)
+    shutil.copytree(run, aside, copy_function=link, ignore=shutil.ignore_patterns(".lock"))
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
