@@ -368,9 +368,7 @@ def methods(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
-    to: Annotated[
-        str, typer.Option("--to", help="safetensors, transformers, torch-export or onnx.")
-    ] = "safetensors",
+    to: Annotated[str, typer.Option("--to", help="safetensors, transformers, torch-export or onnx.")] = "safetensors",
     quantize: Annotated[str, typer.Option("--quantize", help="none or int8 (onnx, torch-export).")] = "none",
     push: Annotated[
         str | None, typer.Option("--push", help="A hub repository, owner/name, to upload the folder to.")
@@ -396,56 +394,6 @@ def export(
             Console(stderr=True).print(sentence, highlight=False, markup=False, soft_wrap=True)
     _show({"path": str(written)} | facts, as_json, lambda: print(written))
     return DONE
-
-
-@app.command()
-def compare(
-    words: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="RECIPE... KEY=VALUES...",
-            help="Recipes or runs, and keys with their values, `method=kd,rkd` or `seed=0..4`; or comparisons to join.",
-        ),
-    ],
-    tune: Annotated[
-        int, typer.Option("--tune", min=0, help="Tuning trials for each arm, on the validation split.")
-    ] = 0,
-    latex: Annotated[Path | None, typer.Option("--latex", help="Write the tables as LaTeX here, too.")] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", help="The comparison's folder; the same command goes on there, and adds what is new."),
-    ] = None,
-    as_json: JsonFlag = False,
-    quiet: QuietFlag = False,
-) -> int:
-    """Run methods, or values of any key, on the same data with the same budget, and put them side by side.
-
-    A comma outside brackets, or `0..4`, means several values. Runs that fail are shown with their reason; the exit code
-    is 0 unless all of them failed (1).
-
-    Examples: `limbeck compare my.yaml method=supervised,kd,rkd seed=0..4 --tune 20 --out nightly` · `limbeck compare runs/a runs/b` ·
-    `limbeck compare here/comparison there/comparison --out joined`
-    """
-    from limbeck.comparing import compare as run_compare
-    from limbeck.comparing.tables import terminal as shown
-    from limbeck.terminal import Terminal
-
-    with Terminal(quiet=quiet or as_json) as terminal:
-        found = run_compare(*words, tune=tune, out=out, terminal=terminal)
-    if latex is not None:
-        latex.write_text(found.to_latex())
-    result = found.result
-
-    def show() -> None:
-        console = Console()
-        console.print(shown(result))
-        pages = " ".join(str(page) for page in sorted(found.folder.glob("report*.html")))
-        console.print(
-            f"figures: {found.folder}/comparison.json   report: {pages or 'none'}", highlight=False, soft_wrap=True
-        )
-
-    _show(result, as_json, show)
-    return FAULT if all(run["status"] == "failed" for run in result["runs"]) else DONE
 
 
 def _later(verb: str, function: Callable[..., Any]) -> None:
