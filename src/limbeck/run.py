@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
-from limbeck.actors import Actor, Student, Teacher
-from limbeck.engine import validate
+from limbeck.actors import Student
 from limbeck.engine.processes import World
 from limbeck.engine.trainer import Observer, Silent
 from limbeck.errors import RecipeError
-from limbeck.evaluation.measure import Measured, measure
 from limbeck.life import Life
 from limbeck.recipe import Recipe, RecipeKeys
 
@@ -121,79 +118,51 @@ class Run:
         return self
 
     def evaluate(
-        self, checks: Sequence[str] | None = None, *, data: Any = None, split: str = "test", of: str = "student"
+        self,
+        checks: Sequence[str] | None = None,
+        *,
+        data: Any = None,
+        split: str = "test",
+        of: str = "student",
+        **options: Any,
     ) -> dict[str, Any]:
         """Measure the student (or `of="teacher"`) on a split of the run's data, or of other data.
 
         Args:
             checks: what to look at (`fidelity` asks the teacher too); None: what the recipe says.
             data: a path, which is read with the run's columns and classes, or anything else a recipe takes.
+            options: of `speed`: `batch_size` (32) beside the batch of one, `repeats` (20).
 
         Returns:
-            An entry as in `result.json`, with `split` and `samples`.
+            An entry as in `result.json`, with `split`, `samples` and `retention`.
 
         Raises:
             RecipeError: an unknown check, split or column, or other classes than the student's.
         """
-        if of not in ("student", "teacher"):
-            raise RecipeError(f"of='{of}': measure the 'student' or the 'teacher'.")
-        recipe, student = self.recipe, self.student
-        if data is not None:
-            recipe = _on(recipe, data, student.labels)
-        found = recipe.build_data(only=split if data is not None else None)
-        task = recipe.build_task(found)
-        if student.labels and found.labels.get(task.target, student.labels) != student.labels:
-            raise RecipeError(
-                f"the classes of {found.source} are {', '.join(found.labels[task.target])}; the student's are {', '.join(student.labels)}. "
-                "Figures need the same classes in the same order."
-            )
-        chosen = list(checks) if checks is not None else [c["use"] for c in recipe.evaluate_choices()]
-        teacher = recipe.build_teacher() if of == "teacher" or "fidelity" in chosen else None
-        if teacher is None and of == "teacher":
-            raise RecipeError(f"{self.folder} has no teacher to measure.")
-        once = validate.batches(found[split], 256, World())
+        from limbeck.measuring import evaluate
 
-        def measured(actor: Actor, **more: Any) -> Measured:
-            for member in actor.members.values() if isinstance(actor, Teacher) else [actor]:
-                view = member.look_at(found.columns)
-                view.check(list(found.columns), member.whose, found.source)
-                member.model.eval()
-            return measure(actor, once, task, checks=chosen, **more)
+        return evaluate(self.folder, checks, data=data, split=split, of=of, **options)
 
-        top = measured(teacher) if teacher is not None else None
-        entry = measured(student, against=top) if of == "student" else top
-        assert entry is not None
-        return entry.entry | {"split": split, "samples": len(entry.target)}
+    def export(self, to: str, *, quantize: str = "none", push: str | None = None, data: Any = None) -> Path:
+        """Write the student in another format into `export/<format>/`, and give the path of what was written.
 
-    def export(self, to: str, *, quantize: str = "none", push: str | None = None) -> Path:
-        """Write the student in another format. `safetensors` is what `student/` holds; others are not there yet."""
-        if to != "safetensors" or quantize != "none" or push is not None:
-            raise RecipeError(
-                f"export to '{to}'{' with quantize or push' if quantize != 'none' or push else ''} is not there yet. There is: safetensors."
-            )
-        target = self.folder / "export"
-        target.mkdir(exist_ok=True)
-        copied = target / "student.safetensors"
-        shutil.copyfile(self.folder / "student" / "model.safetensors", copied)
-        return copied
+        Args:
+            to: `safetensors`, `transformers`, `torch-export` or `onnx`.
+            quantize: `none`, or `int8` (onnx, torch-export): what it costs is measured and said on the card.
+            push: a hub repository, `owner/name`, to upload the folder to.
+            data: what to trace and check with, where the run's recipe can no longer be read.
+
+        Raises:
+            RecipeError: no such format, the run has no student, the student is no single graph, or the written file
+                answers differently from PyTorch.
+        """
+        from limbeck.shipping import of_run
+
+        return of_run.export(self, to, quantize=quantize, push=push, data=data)
 
 
 def _load(source: str | Path) -> Recipe:
     return Recipe.load(source, partial=True)  # what is missing may come with the keys; else building it says so
-
-
-def _on(recipe: Recipe, data: Any, labels: Sequence[str] | None) -> Recipe:
-    """The recipe on other data: a file is read as the run's own was, its classes numbered as the student knows them."""
-    if recipe.data is None or not isinstance(data, (str, Path)) or not Path(data).exists():
-        return recipe.with_keys({"data": data})
-    keys = recipe.data.tree() | {"path": str(data)}
-    if labels and recipe.task.target:
-        columns = dict(keys["columns"] or {})
-        own = columns.get(recipe.task.target) or {}
-        if own.get("use", "label") == "label":
-            columns[recipe.task.target] = own | {"use": "label", "names": list(labels)}
-            keys["columns"] = columns
-    return recipe.with_keys({"data": keys})
 
 
 def _free_folder(name: str) -> Path:

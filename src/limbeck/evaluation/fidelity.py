@@ -1,9 +1,12 @@
 """How much a student answers like its teacher, right or wrong.
 
-Source: Stanton et al. 2021, "Does knowledge distillation really work?", section 3 (agreement and predictive KL).
+Sources: Stanton et al. 2021, "Does knowledge distillation really work?", section 3 (agreement and predictive KL);
+Xu et al. 2021, "Beyond preserved accuracy: evaluating loyalty and robustness of BERT compression", section 3 (loyalties).
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from jaxtyping import Float
@@ -44,9 +47,28 @@ def logit_correlation(student: Float[Tensor, "batch classes"], teacher: Float[Te
     return ((s * t).sum() / (s.norm() * t.norm())).item()
 
 
+def label_loyalty(student: Float[Tensor, "batch classes"], teacher: Float[Tensor, "batch classes"]) -> float:
+    """Accuracy of the student when the teacher's choices are the truth, in [0, 1]: the agreement under its name in that paper."""
+    return agreement(student, teacher)
+
+
+def probability_loyalty(student: Float[Tensor, "batch classes"], teacher: Float[Tensor, "batch classes"]) -> float:
+    """Mean over samples of 1 - sqrt(JS(p_student, p_teacher)), in [0, 1]; 1 for the same probabilities.
+
+    JS is the Jensen-Shannon divergence in bits, so that probabilities with nothing in common score exactly 0.
+    """
+    _alike(student, teacher)
+    p, q = (logits.double().softmax(1) for logits in (student, teacher))
+    middle = (p + q) / 2
+    halves = [torch.special.xlogy(x, x / middle.clamp(min=torch.finfo(x.dtype).tiny)).sum(1) for x in (p, q)]
+    js = (halves[0] + halves[1]) / (2 * math.log(2))
+    return 1 - js.clamp(0, 1).sqrt().mean().item()
+
+
 def figures(student: Tensor, teacher: Tensor) -> dict[str, float]:
-    """Agreement, KL to the teacher and logit correlation under the names they have in ``result.json``."""
-    return {measure.__name__: measure(student, teacher) for measure in (agreement, kl_to_teacher, logit_correlation)}
+    """All of them under the names they have in ``result.json``."""
+    measures = (agreement, kl_to_teacher, logit_correlation, label_loyalty, probability_loyalty)
+    return {measure.__name__: measure(student, teacher) for measure in measures}
 
 
 def _alike(student: Tensor, teacher: Tensor) -> None:

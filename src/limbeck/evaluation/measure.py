@@ -102,7 +102,9 @@ def known_options(options: Mapping[str, Any], checks: Sequence[str]) -> dict[str
         if key not in OPTIONS:
             raise RecipeError(f"unknown option '{key}' of a check. {nearest(key, OPTIONS)}")
         if "speed" not in checks:
-            raise RecipeError(f"{key} is an option of the check speed, which is not asked for: evaluate RUN speed {key}={value}")
+            raise RecipeError(
+                f"{key} is an option of the check speed, which is not asked for: evaluate RUN speed {key}={value}"
+            )
         if not str(value).isdecimal() or int(value) < 1:
             raise RecipeError(f"{key}={value}: needed is a whole number from 1 on.")
     return {key: int(value) for key, value in options.items()}
@@ -143,14 +145,21 @@ def cost(actor: Actor, once: Batches, *, batch_size: int = 32, repeats: int = 20
         "samples_per_second": batch_size / later.median * 1000,
     }
     if next(iter(actor.model.parameters()), None) is not None:
-        found |= {"peak_bytes_1": memory.peak_bytes(lambda: actor(one)), "peak_bytes": memory.peak_bytes(lambda: actor(many))}
+        found |= {
+            "peak_bytes_1": memory.peak_bytes(lambda: actor(one)),
+            "peak_bytes": memory.peak_bytes(lambda: actor(many)),
+        }
     return found
 
 
 def _rows(batch: Mapping[str, Any], indices: list[int]) -> dict[str, Any]:
     """These rows of a batch."""
     return {
-        key: value[indices] if isinstance(value, Tensor) else [value[i] for i in indices] if isinstance(value, list) else value
+        key: value[indices]
+        if isinstance(value, Tensor)
+        else [value[i] for i in indices]
+        if isinstance(value, list)
+        else value
         for key, value in batch.items()
     }
 

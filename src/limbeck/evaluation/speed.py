@@ -14,12 +14,13 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Latency:
-    """Time of one call in milliseconds: the median, the quartiles around it, and of how many calls."""
+    """Time of one call in milliseconds: the median, the quartiles around it, of how many calls, and what 95 % of them keep."""
 
     median: float
     low: float
     high: float
     repeats: int
+    p95: float
 
 
 def latency(function: Callable[..., Any], *example: Any, repeats: int = 30, warmup: int = 5) -> Latency:
@@ -40,7 +41,8 @@ def latency(function: Callable[..., Any], *example: Any, repeats: int = 30, warm
             if turn >= warmup:
                 times.append((time.perf_counter() - start) * 1000)
     low, median, high = statistics.quantiles(times, n=4, method="inclusive") if repeats > 1 else times * 3
-    return Latency(median, low, high, repeats)
+    p95 = statistics.quantiles(times, n=20, method="inclusive")[-1] if repeats > 1 else times[0]
+    return Latency(median, low, high, repeats, p95)
 
 
 def parameters(module: nn.Module) -> int:

@@ -47,6 +47,10 @@ FIGURES = {
     "agreement": Word("agreement with the teacher", True, True, "share of samples on which both name the same class"),
     "kl_to_teacher": Word("KL from the teacher", False, False, "distance of the student’s probabilities, in nats"),
     "logit_correlation": Word("logit correlation", False, True, "correlation with the teacher’s centred logits"),
+    "label_loyalty": Word("label loyalty", True, True, "accuracy when the teacher’s choices are the truth"),
+    "probability_loyalty": Word(
+        "probability loyalty", False, True, "1 minus the root of the Jensen-Shannon divergence"
+    ),
     "f1_micro": Word("micro F1", True, True, "F1 over all decisions together"),
     "f1_macro": Word("macro F1", True, True, "F1 per label, every label counting the same"),
     "map": Word("mean average precision", True, True, "area under precision over recall, mean over labels"),

@@ -1,0 +1,50 @@
+"""A finished run's student in another format; a run whose recipe can no longer be read too, as far as that goes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from limbeck.actors import Student
+from limbeck.errors import RecipeError
+from limbeck.shipping import exporting, pushing
+from limbeck.shipping.package import Rows
+
+if TYPE_CHECKING:
+    from limbeck.run import Run
+
+
+def export(run: Run, to: str, *, quantize: str = "none", push: str | None = None, data: Any = None) -> Path:
+    """See `Run.export`."""
+    module = exporting.format_of(to, quantize)
+    if push is not None:
+        pushing.check(push)
+    shipped = run.folder / "student"
+    if not shipped.is_dir():
+        raise RecipeError(f"{run.folder} has no student yet (it did not finish). limbeck resume {run.folder}")
+    result = json.loads(file.read_text()) if (file := run.folder / "result.json").exists() else None
+    student, rows = None, None
+    if module.NEEDS_NETWORK:
+        student = Student(run.folder)
+        rows = _rows(run, data, result, student)
+    written = exporting.export(
+        to, run.folder / "export", student=student, shipped=shipped, rows=rows, quantize=quantize, result=result
+    )
+    if push is not None:
+        folder = written if written.is_dir() else written.parent
+        pushing.push(folder, push, f"{run.folder.name}: {folder.name}")
+    return written
+
+
+def _rows(run: Run, data: Any, result: dict[str, Any] | None, student: Student) -> Rows | None:
+    """The run's data and task; None where its recipe cannot be read and no data were named."""
+    from limbeck.measuring import on_data, recipe_of
+
+    recipe = recipe_of(run.folder, result, data)
+    if recipe is None:
+        return None
+    if data is not None:
+        recipe = on_data(recipe, data, student.labels)
+    found = recipe.build_data()
+    return Rows(found, recipe.build_task(found))

@@ -1,0 +1,109 @@
+"""transformers: `save_pretrained`, with the tokenizer or processor beside it, for whoever has transformers alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from limbeck.actors import Student
+from limbeck.errors import RecipeError
+from limbeck.shipping.checking import compare
+from limbeck.shipping.graph import Graph, quietly
+from limbeck.shipping.package import Package, on_cpu
+from limbeck.sources import STUDENT_FILE
+
+NAME = "transformers"
+QUANTIZES = ("none",)
+NEEDS_NETWORK = True
+
+# What tokenizers and processors of transformers are read from; anything else in a source folder is somebody's own.
+_BESIDE = (
+    *("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "spiece.model"),
+    *("sentencepiece*.model", "preprocessor_config.json", "processor_config.json", "image_processor*.json"),
+    *("feature_extractor*.json", "video_preprocessor_config.json", "chat_template*", "generation_config.json"),
+)
+
+
+def check(student: Student) -> None:
+    """Refuse a student that is no model of transformers.
+
+    Raises:
+        RecipeError: it is none.
+    """
+    if not _is_theirs(student.model):
+        raise RecipeError(
+            f"the student is a {type(student.model).__name__}, no model of transformers, so transformers could not open it. "
+            "There is: --to onnx, torch-export or safetensors"
+        )
+
+
+def write(package: Package) -> dict[str, Any]:
+    """Write the folder, open it again with transformers alone, and (where there are samples) compare the answers.
+
+    Raises:
+        RecipeError: the student is no model of transformers.
+    """
+    student = package.student
+    check(student)
+    model: Any = student.model
+    if student.labels and len(student.labels) == getattr(model.config, "num_labels", 0):
+        model.config.id2label = dict(enumerate(student.labels))
+        model.config.label2id = {label: i for i, label in enumerate(student.labels)}
+    with quietly():
+        model.save_pretrained(package.folder)
+    copied = _copy_beside(_origin(package), package.folder)
+    told: dict[str, Any] = {"file": "", "outputs": ["logits"], "copied": copied}
+    with quietly():
+        again = type(model).from_pretrained(package.folder)
+    if package.rows is not None:
+        graph = Graph(student)
+        graph.settle(_first(package))
+        other = on_cpu(student)
+        other.model = again.eval()
+        loaded = Graph(other).eval()
+        loaded.answers = graph.answers
+
+        def run(columns: dict[str, Tensor]) -> Tensor:
+            return loaded(*(columns[name] for name in loaded.names))[0]
+
+        told["outputs"] = list(graph.answers)
+        told["check"] = compare(student, run, package.rows, NAME, graph.answers)
+    return told
+
+
+def _is_theirs(model: nn.Module) -> bool:
+    return hasattr(model, "save_pretrained") and type(model).__module__.startswith("transformers.")
+
+
+def _first(package: Package) -> dict[str, Tensor]:
+    from limbeck.shipping.package import inputs
+
+    assert package.rows is not None
+    return inputs(package.student, package.rows.batch(package.rows.split, 2))
+
+
+def _origin(package: Package) -> Path | None:
+    """The folder that the student was begun from."""
+    places = []
+    if package.shipped is not None and (package.shipped / STUDENT_FILE).exists():
+        places += [package.shipped, json.loads((package.shipped / STUDENT_FILE).read_text()).get("model")]
+    source = package.student.source
+    places += [source.weights, (source.spec or {}).get("model")]
+    for place in places:
+        if place and Path(place).is_dir() and (Path(place) / "config.json").exists():
+            return Path(place)
+    return None
+
+
+def _copy_beside(origin: Path | None, folder: Path) -> list[str]:
+    copied = []
+    for pattern in _BESIDE if origin is not None else ():
+        for file in sorted(origin.glob(pattern) if origin is not None else ()):
+            if file.is_file() and not (folder / file.name).exists():
+                shutil.copyfile(file, folder / file.name)
+                copied.append(file.name)
+    return copied
