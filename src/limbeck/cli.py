@@ -396,6 +396,93 @@ def export(
     return DONE
 
 
+@app.command()
+def compare(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RECIPE... KEY=VALUES...",
+            help="Recipes or runs, and keys with their values, `method=kd,rkd` or `seed=0..4`; or comparisons to join.",
+        ),
+    ],
+    tune: Annotated[
+        int, typer.Option("--tune", min=0, help="Tuning trials for each arm, on the validation split.")
+    ] = 0,
+    latex: Annotated[Path | None, typer.Option("--latex", help="Write the tables as LaTeX here, too.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The comparison's folder; the same command goes on there, and adds what is new."),
+    ] = None,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> int:
+    """Run methods, or values of any key, on the same data with the same budget, and put them side by side.
+
+    A comma outside brackets, or `0..4`, means several values. Runs that fail are shown with their reason; the exit code
+    is 0 unless all of them failed (1).
+
+    Examples: `limbeck compare my.yaml method=supervised,kd,rkd seed=0..4 --tune 20 --out nightly` · `limbeck compare runs/a runs/b` ·
+    `limbeck compare here/comparison there/comparison --out joined`
+    """
+    from limbeck.comparing import compare as run_compare
+    from limbeck.comparing.tables import terminal as shown
+    from limbeck.terminal import Terminal
+
+    with Terminal(quiet=quiet or as_json) as terminal:
+        found = run_compare(*words, tune=tune, out=out, terminal=terminal)
+    if latex is not None:
+        latex.write_text(found.to_latex())
+    result = found.result
+
+    def show() -> None:
+        console = Console()
+        console.print(shown(result))
+        pages = " ".join(str(page) for page in sorted(found.folder.glob("report*.html")))
+        console.print(
+            f"figures: {found.folder}/comparison.json   report: {pages or 'none'}", highlight=False, soft_wrap=True
+        )
+
+    _show(result, as_json, show)
+    return FAULT if all(run["status"] == "failed" for run in result["runs"]) else DONE
+
+
+@app.command()
+def cache(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, a named recipe, or a run folder.")],
+    settings: Settings = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The cache's folder (required); the same command goes on there.")
+    ] = None,
+    gpus: Annotated[str | None, typer.Option("--gpus", help="Processes on this machine: a number, or all.")] = None,
+    ray: Annotated[
+        str | None, typer.Option("--ray", help="Workers of Ray: local, local:2, or the address of a cluster.")
+    ] = None,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> int:
+    """Ask the teacher of RECIPE about all its data, once; the folder is then a teacher: `teacher=FOLDER`.
+
+    Examples: `limbeck cache my.yaml --out answers` · `limbeck cache my.yaml cache.dtype=fp32 cache.views=30 --out answers`
+    """
+    if out is None:
+        raise RecipeError("limbeck cache needs a folder to write: --out DIR")
+    count = _processes(gpus)
+    if count is not None:
+        if ray is not None:
+            raise RecipeError("give --gpus or --ray, not both: Ray finds the devices of its machines itself.")
+        return _relaunch(count)
+    from limbeck.caching.filling import cache as run_cache
+    from limbeck.looking import look_at_cache
+    from limbeck.terminal import Terminal
+
+    with Terminal(quiet=quiet or as_json or _not_main()) as terminal:
+        run_cache(recipe, *(settings or []), out=out, ray=ray, observer=terminal)
+    if not _not_main():
+        facts, show = look_at_cache(out)
+        _show(facts, as_json, show)
+    return DONE
+
+
 def _later(verb: str, function: Callable[..., Any]) -> None:
     def command(words: Annotated[list[str] | None, typer.Argument(hidden=True)] = None) -> None:
         function()
