@@ -155,11 +155,12 @@ def camvid(path: str, size: tuple[int, int] = (60, 80), limit: int | None = None
     import pyarrow.parquet as pq
 
     parts: dict[str, Columns] = {}
+    height, width = size
     for split, file in (("train", "train"), ("validation", "val"), ("test", "test")):
         rows = pq.read_table(Path(path) / f"{file}.parquet").to_pylist()[:limit]
-        masks = [Image.open(io.BytesIO(row["mask"])).resize(size[::-1], Image.Resampling.NEAREST) for row in rows]
+        masks = [Image.open(io.BytesIO(row["mask"])).resize((width, height), Image.Resampling.NEAREST) for row in rows]
         label = np.stack([np.asarray(mask, dtype=np.int64) for mask in masks])
-        images = np.stack([picture(row["image"], size[::-1]) for row in rows])
+        images = np.stack([picture(row["image"], (width, height)) for row in rows])
         parts[split] = {"image": (images - 0.4) / 0.3, "label": np.where(label == 11, -1, label)}
     names = ["sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"]
     return data_of(parts, names, f"camvid({path})", image="frames of a drive")
