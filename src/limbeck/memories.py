@@ -28,6 +28,11 @@ class Entries(nn.Module):
         self.register_buffer("known", known, persistent=False)
         self.register_buffer("order", order, persistent=False)
 
+    @classmethod
+    def of(cls, split: Split) -> Entries:
+        """One entry for each row of a split."""
+        return cls(columns(split, ["id"])["id"])
+
     def __len__(self) -> int:
         return len(self.known)
 

@@ -58,8 +58,7 @@ class CRD(LayerTransfer):
             raise RecipeError(f"crd contrasts one pair of layers, and crd.layers names {len(self.pairs)}. Name one.")
         shapes = (self.student.shapes[self.pairs[0][0]], self.teacher.shapes[self.pairs[0][1]])
         self.maps = nn.ModuleDict({side: nn.Linear(math.prod(s), self.width) for side, s in zip(SIDES, shapes)})
-        split = self.data.splits["train"]
-        self.entries = Entries(columns(split, ["id"])["id"])
+        self.entries = Entries.of(self.data.splits["train"])
         for side in SIDES:  # uniform with the variance of a unit vector's entries
             bank = (2 * torch.rand(len(self.entries), self.width) - 1) * math.sqrt(3 / self.width)
             self.register_buffer(f"bank_{side}", bank)
