@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -17,7 +19,23 @@ def test_half_a_bridge_changes_one_half(student, teacher):
     assert (positions_of(shape), width_of(shape)) == (positions_of(teacher), width_of(student))
     assert not list(there.parameters())
     shape = tuple(to_width(student, teacher)(torch.randn(2, *student)).shape[1:])
-    assert (positions_of(shape), width_of(shape)) == (positions_of(student), width_of(teacher))
+    assert (len(shape), width_of(shape)) == (len(teacher), width_of(teacher))
+    if len(teacher) > 1:  # a vector has one position
+        assert math.prod(positions_of(shape)) == math.prod(positions_of(student))
+
+
+def test_a_width_is_changed_position_by_position():
+    x = torch.randn(2, 3, 2, 5)
+    bridge = to_width((3, 2, 5), (7, 4))
+    assert len(list(bridge.parameters())) == 2
+    tokens = bridge(x)
+    assert tokens.shape == (2, 10, 4)
+    torch.testing.assert_close(bridge(x[..., [1]].expand_as(x))[:, 0], tokens[:, 1])
+    assert to_width((3, 2, 5), (6, 9, 9))(x).shape == (2, 6, 2, 5)
+    assert to_width((4, 3), (6, 9, 9))(torch.randn(2, 4, 3)).shape == (2, 6, 4, 1)
+    assert to_width((3,), (6, 9, 9))(torch.randn(2, 3)).shape == (2, 6, 1, 1)
+    with pytest.raises(RecipeError, match=r"\[2, 3, 4, 4\] to the teacher's \[6, 5\].*volumes go to volumes"):
+        to_width((2, 3, 4, 4), (6, 5))
 
 
 def test_maps_meet_maps_and_tokens_meet_tokens_as_they_are():

@@ -35,9 +35,22 @@ def to_positions(student: Shape, teacher: Shape) -> Bridge:
 
 
 def to_width(student: Shape, teacher: Shape) -> Bridge:
-    """To the teacher's width, at the student's own positions."""
-    width = width_of(teacher)
-    return auto(student, (*positions_of(student), width) if len(student) < 3 else (width, *student[1:]))
+    """To the teacher's kind of signal and its width, with as many positions as the student has (a vector has one).
+
+    Between maps these are the student's own height and width; tokens become a map of one column, a map tokens.
+
+    Raises:
+        RecipeError: a volume with tokens or maps.
+    """
+    width, own = width_of(teacher), positions_of(student)
+    if len(teacher) == 1:
+        return auto(student, (width,))
+    if len(student) == len(teacher):
+        return auto(student, (*own, width) if len(teacher) < 3 else (width, *own))
+    if max(len(student), len(teacher)) > 3:
+        raise no_way(student, teacher, "volumes go to volumes and to vectors only")
+    number = math.prod(own)
+    return auto(student, (number, width) if len(teacher) == 2 else (width, number, 1))
 
 
 def to_one_kind(student: Shape, teacher: Shape, what: str) -> Bridge:
