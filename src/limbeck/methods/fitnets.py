@@ -37,8 +37,4 @@ class FitNets(LayerTransfer):
         return [pairs[(len(pairs) - 1) // 2]]
 
     def objective(self) -> Objective:
-        terms = []
-        for i, (ours, theirs) in enumerate(self.pairs):
-            dim = 1 if len(self.teacher.shapes.get(theirs, ())) > 2 else -1
-            terms.append(Term(mse, (ours, theirs), mask=self.mask, name=f"hint{i}", dim=dim))
-        return Objective(*terms)
+        return Objective(*(Term(mse, pair, mask=self.mask, name=f"hint{i}") for i, pair in enumerate(self.pairs)))
