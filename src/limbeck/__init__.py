@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from limbeck.comparing import compare
     from limbeck.data import load_data
     from limbeck.errors import RecipeError
-    from limbeck.later import plan, suggest
+    from limbeck.later import suggest
     from limbeck.method import Card, Method, Procedure, Progress, Stage, Transfer, Update
     from limbeck.objectives import Loss, Objective, Term
+    from limbeck.planning import plan
     from limbeck.recipe import Recipe
     from limbeck.run import Run, distill
     from limbeck.tasks import Task
@@ -59,9 +60,10 @@ _HOMES = {
     "limbeck.comparing": ("compare",),
     "limbeck.data": ("load_data",),
     "limbeck.errors": ("RecipeError",),
-    "limbeck.later": ("plan", "suggest"),
+    "limbeck.later": ("suggest",),
     "limbeck.method": ("Card", "Method", "Procedure", "Progress", "Stage", "Transfer", "Update"),
     "limbeck.objectives": ("Loss", "Objective", "Term"),
+    "limbeck.planning": ("plan",),
     "limbeck.recipe": ("Recipe",),
     "limbeck.run": ("Run", "distill"),
     "limbeck.tasks": ("Task",),

@@ -30,7 +30,7 @@ app = typer.Typer(
     "First time here: `limbeck demo`. With your own files: `limbeck inspect DATA`, then `limbeck distill recipe.yaml`. "
     "Any key of the recipe can be changed on the command line: `limbeck distill recipe.yaml train.lr=1e-4 'teacher.view=[image, audio]'`.\n\n"
     "Exit codes: 0 done · 1 a fault of ours or the machine's · 2 this input cannot be run, nothing was started · 3 done, and the answer is no "
-    "(a requirement missed) · 4 stopped at a limit, resume goes on · 130 Ctrl-C, resume goes on.",
+    "(a requirement missed, a plan that does not fit) · 4 stopped at a limit, resume goes on · 130 Ctrl-C, resume goes on.",
 )
 
 OutFlag = Annotated[
@@ -483,6 +483,38 @@ def cache(
     return DONE
 
 
+@app.command()
+def plan(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, a named recipe, or a run folder.")],
+    settings: Settings = None,
+    on: Annotated[
+        str | None, typer.Option("--on", help="24GB, h100, 4x24GB: predict the memory there; default: this machine.")
+    ] = None,
+    price: Annotated[
+        float | None, typer.Option("--price", help="US dollars for an hour of one device.", show_default=False)
+    ] = None,
+    speed: Annotated[
+        float | None, typer.Option("--speed", help="How many times as fast --on is as this machine.")
+    ] = None,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> int:
+    """Does it fit, how long will it take, what will it cost: a few real steps of RECIPE are made, and nothing is kept.
+
+    The exit code is 3 when it does not fit the device or the recipe's `limit`.
+
+    Examples: `limbeck plan my.yaml` · `limbeck plan my.yaml --on 24GB train.batch_size=256` · `limbeck plan my.yaml limit.hours=2 --price 2.5`
+    """
+    from limbeck.planning import of_process
+    from limbeck.planning.showing import show
+    from limbeck.terminal import Terminal
+
+    with Terminal(quiet=quiet or as_json) as terminal:
+        made = of_process(recipe, *(settings or []), on=on, price=price, speed=speed, observer=terminal)
+    _show(made.to_dict(), as_json, lambda: show(made, Console()))
+    return DONE if made.fits else ANSWER_IS_NO
+
+
 def _later(verb: str, function: Callable[..., Any]) -> None:
     def command(words: Annotated[list[str] | None, typer.Argument(hidden=True)] = None) -> None:
         function()
@@ -491,5 +523,5 @@ def _later(verb: str, function: Callable[..., Any]) -> None:
     app.command(verb, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(command)
 
 
-for _verb in ("plan", "suggest"):
+for _verb in ("suggest",):
     _later(_verb, getattr(later, _verb))

@@ -29,7 +29,7 @@ from limbeck.writing import without_nan
 if TYPE_CHECKING:
     from limbeck.run import Run
 
-__all__ = ["Plan", "plan"]
+__all__ = ["Plan", "of_process", "plan"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,9 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as `limbeck plan --json` prints it."""
-        own = {name: getattr(self, name) for name in ("fits", "memory_gb", "hours", "disk_gb", "usd", "advice", "notes")}
+        own = {
+            name: getattr(self, name) for name in ("fits", "memory_gb", "hours", "disk_gb", "usd", "advice", "notes")
+        }
         return without_nan(own | self.details)
 
 
@@ -70,7 +72,6 @@ def plan(
     price: float | None = None,
     speed: float | None = None,
     observer: Observer | None = None,
-    began: float | None = None,
     **keys: Unpack[RecipeKeys],
 ) -> Plan:
     """Rehearse a recipe for some seconds and say what all of it will take.
@@ -85,22 +86,43 @@ def plan(
         price: US dollars for an hour of one device.
         speed: how many times as fast as this machine all of `on` is; without it hours there are not known.
         observer: told what is rehearsed.
-        began: `time.time()` from which on a run would count; None: this call.
 
     Raises:
         RecipeError: this cannot be run, or `on` is no device.
     """
+    given = _resolved(recipe, settings, dict(keys))
+    gc.collect()
+    devices.forget_peak()
+    return _plan(given, time.time(), on, price, speed, observer)
+
+
+def of_process(
+    recipe: str,
+    *settings: str,
+    on: str | None = None,
+    price: float | None = None,
+    speed: float | None = None,
+    observer: Observer | None = None,
+) -> Plan:
+    """The same for a process that would do nothing but run this recipe: its start counts, in time and in memory."""
+    began = time.time() - time.process_time()  # what it computed so far were imports, which a run does too
+    return _plan(_resolved(recipe, settings, {}), began, on, price, speed, observer)
+
+
+def _plan(
+    wanted: Recipe,
+    began: float,
+    on: str | None,
+    price: float | None,
+    speed: float | None,
+    observer: Observer | None,
+) -> Plan:
     device = devices.parse(on)
     for name, value in (("price", price), ("speed", speed)):
         if value is not None and not value > 0:
             raise RecipeError(f"{name}={value!r}: give a number above 0.")
     if speed is not None and device.here:
         raise RecipeError("speed= compares another device with this one: say which, on=h100")
-    wanted = _resolved(recipe, settings, dict(keys))
-    started = time.time()
-    if began is None:
-        gc.collect()
-        devices.forget_peak()
     base = devices.resident()
     world = World(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if world.device.type == "cuda":
@@ -111,7 +133,7 @@ def plan(
         copied, copies = _copied(wanted)
         half = device.cuda and not device.here and world.device.type == "cpu" and wanted.train.precision == "auto"
         rehearsal = Rehearsal(
-            *(copied, place / "run", world, observer or Silent(), "limbeck plan"),
+            *(copied, place / "run", world, _Few(observer or Silent()), "limbeck plan"),
             half=half,
             mind_limit=device.here,
             beside=Path("runs") / wanted.name,
@@ -120,13 +142,23 @@ def plan(
         result = json.loads((place / "run" / "result.json").read_text())
         peak = _peak(world)
         stored = prediction.disk(rehearsal, place / "run")
-        wall = time.time() - (began or started)
+        wall = time.time() - began
     except Stopped as stopped:
         raise KeyboardInterrupt from stopped
     finally:
         random_state.restore_all(generators, world.device)
         shutil.rmtree(place, ignore_errors=True)
     return _told(rehearsal, device, result, stored, wall, peak, base, copies, price=price, speed=speed)
+
+
+class _Few(Silent):
+    """Of a rehearsal an observer is told only which stages it goes through."""
+
+    def __init__(self, observer: Observer):
+        self.observer = observer
+
+    def stage(self, name: str, steps: int, done: int) -> None:
+        self.observer.say(f"rehearsing {name}, which has {steps:,} steps")
 
 
 def _resolved(recipe: Any, settings: tuple[str, ...], keys: dict[str, Any]) -> Recipe:
@@ -189,9 +221,9 @@ def _told(
     hours = spent["total"] / 3600 if device.here else spent["total"] / 3600 / speed if speed is not None else None
     usd = hours * price * device.count if hours is not None and price is not None else None
     amounts = {"memory_gb": memory["total"] / 1e9, "hours": hours, "disk_gb": stored["total"] / 1e9, "usd": usd}
-    limits = [
-        Limit(name, amounts[name], value, "limit") for name, value in recipe.limit if value is not None
-    ] + [Limit("memory_gb", amounts["memory_gb"], device.bytes / 1e9, device.name)]
+    limits = [Limit(name, amounts[name], value, "limit") for name, value in recipe.limit if value is not None] + [
+        Limit("memory_gb", amounts["memory_gb"], device.bytes / 1e9, device.name)
+    ]
     if device.here:
         limits.append(Limit("disk_gb", amounts["disk_gb"], shutil.disk_usage(Path.cwd()).free / 1e9, "this disk"))
     limits.sort(key=lambda limit: limit.limit, reverse=True)  # of two the smaller one counts
@@ -290,7 +322,9 @@ def _notes(
     if limit.hours is not None and not device.here and speed is None:
         found.append("limit.hours is not judged")
     if limit.usd is not None and (price is None or (not device.here and speed is None)):
-        found.append("limit.usd is not judged: that takes a price (price=, --price: US dollars for an hour of a device)")
+        found.append(
+            "limit.usd is not judged: that takes a price (price=, --price: US dollars for an hour of a device)"
+        )
     if any(one.compiled for one in seen):
         found.append("the student is compiled; the time to do so is counted once")
     few = [one.name for one in seen if one.done and not one.timed]

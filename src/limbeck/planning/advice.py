@@ -37,8 +37,11 @@ class Limit:
 
 
 def gigabytes(size: float) -> str:
-    """`1.25 GB`, `340 MB`, in units of 1000."""
-    return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
+    """`1.25 GB`, `340 MB`, `7 kB`: units of 1000."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:.3g} {unit}"
+    return f"{size:.0f} bytes"
 
 
 def duration(seconds: float) -> str:
@@ -90,12 +93,13 @@ def _for_memory(rehearsal: Rehearsal, device: Device, limit: Limit, memory: dict
             f"train.micro_batch={max(rows, 1)}: batches of {largest.batch_size} in {pieces} pieces, to the same result; "
             f"about {gigabytes(total)} instead of {gigabytes(memory['total'])}"
         )
-    if memory["teacher"] and largest.teaches == "frozen" and not _teacher_learns(stages):
+    if memory["teacher"] > 0.02 * memory["total"] and largest.teaches == "frozen" and not _teacher_learns(stages):
         yield (
             f"limbeck cache {rehearsal.recipe.name} --out answers, then teacher=answers: the teacher's {gigabytes(memory['teacher'])} are not there "
             "while the student learns"
         )
-    if largest.precision == "fp32" and not (device.cuda and settings.precision == "auto"):
+    kept = memory["activations"] > 0.05 * memory["total"]
+    if kept and largest.precision == "fp32" and not (device.cuda and settings.precision == "auto"):
         yield (
             f"train.precision=bf16: what is kept for the backward pass ({gigabytes(memory['activations'])}) takes about half"
         )

@@ -190,7 +190,9 @@ def seconds(rehearsal: Rehearsal, wall: float) -> dict[str, Any]:
     extra = _left_out(rehearsal)
     full = getattr(rehearsal.recipe, "full", {})
     measured = next((name for name in ("test", "validation") if name in full), "train")
-    left += sum(rehearsal.asked.values()) * extra.get(measured, 0) / max(full.get(measured, 1) - extra.get(measured, 0), 1)
+    left += (
+        sum(rehearsal.asked.values()) * extra.get(measured, 0) / max(full.get(measured, 1) - extra.get(measured, 0), 1)
+    )
     if extra.get("validation"):
         left += rehearsal.findings_s * extra["validation"] / (full["validation"] - extra["validation"])
     total = wall + left - max(spared, 0.0)
