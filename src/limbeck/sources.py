@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,9 @@ class Source:
     """A loaded model and all that its files said about it.
 
     `spec` is how to build it again (None for a live object that has no address); `weights` is the file its parameters
-    came from (None: they are new, so only a checkpoint can give them back).
+    came from (None: they are new, so only a checkpoint can give them back). Where `spec` names the folder of a student,
+    `origin` is how the network in it is built. `surgery` is what was done to that network since, in order:
+    `{"by": "module:function", "structure": {...}}`.
     """
 
     model: nn.Module
@@ -34,6 +36,9 @@ class Source:
     view: Any = None
     taps: dict[str, str] = field(default_factory=dict)
     labels: list[str] | None = None
+    origin: dict[str, Any] | None = None
+    surgery: list[dict[str, Any]] = field(default_factory=list)
+    view_for: Callable[[Iterable[str]], Any] | None = None
 
     def describe(self) -> str:
         """Where it came from, in a few words."""
@@ -119,6 +124,35 @@ def _from_import(address: str, args: dict[str, Any], whose: str) -> Source:
     return Source(model, {"model": address, **({"args": args} if args else {})}, None)
 
 
+def operate(source: Source, by: str, structure: Mapping[str, Any]) -> None:
+    """Change how a loaded network is built, and note it, so that the folder it ships in can be built again.
+
+    Args:
+        source: of the actor; call its `listen_again()` afterwards.
+        by: `module:function`, called as `function(model, **structure)`; it alters the model in place.
+        structure: plain data, all that the function needs besides the model. Weights come later, from the folder.
+    """
+    import_from(by, "surgery")(source.model, **structure)
+    source.surgery.append({"by": by, "structure": json.loads(json.dumps(dict(structure)))})
+
+
+def rebuild(model: nn.Module, folder: str | Path, whose: str = "student") -> None:
+    """Bring a newly built model into the state of the student in `folder`: its surgery repeated, its weights loaded.
+
+    Raises:
+        RecipeError: the surgery or the weights do not fit this model.
+    """
+    facts = json.loads((Path(folder) / STUDENT_FILE).read_text())
+    for done in facts.get("surgery", []):
+        try:
+            import_from(done["by"], f"{whose}: surgery")(model, **done["structure"])
+        except (TypeError, AttributeError) as error:
+            raise RecipeError(
+                f"{whose}: {done['by']} cannot be repeated on this {type(model).__name__}: {error}."
+            ) from error
+    load_weights(model, Path(folder) / WEIGHTS_FILE, whose)
+
+
 def _from_path(path: Path, whose: str) -> Source:
     folder = path / "student" if (path / "student" / STUDENT_FILE).exists() else path
     if (folder / STUDENT_FILE).exists():
@@ -126,11 +160,16 @@ def _from_path(path: Path, whose: str) -> Source:
         if not facts.get("model"):
             raise RecipeError(
                 f"{folder} holds the weights of {facts.get('class', 'a model')} given in Python, which has no address. "
-                f"Build the model yourself and pass {whose}.weights={folder / WEIGHTS_FILE}"
+                + (
+                    f"Build the model yourself and call limbeck.sources.rebuild(model, '{folder}'), for it was operated on"
+                    if facts.get("surgery")
+                    else f"Build the model yourself and pass {whose}.weights={folder / WEIGHTS_FILE}"
+                )
             )
-        source = _from_import(facts["model"], facts.get("args", {}), whose)
-        load_weights(source.model, folder / WEIGHTS_FILE, whose)
-        source.spec = {"model": str(path)}
+        source = load_model(facts["model"], args=facts.get("args"), whose=whose)
+        rebuild(source.model, folder, whose)
+        source.origin = source.origin or source.spec
+        source.spec, source.surgery = {"model": str(path)}, [*source.surgery, *facts.get("surgery", [])]
         source.weights = (folder / WEIGHTS_FILE).resolve()
         source.view, source.taps, source.labels = facts.get("view"), facts.get("taps") or {}, facts.get("labels")
         return source

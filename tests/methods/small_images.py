@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,18 @@ def data(rows: int = 24) -> Data:
     return Data(splits, {"x": "", "label": ""}, {"label": NAMES}, source="toy")
 
 
-def situation(student: nn.Module | None = None, teacher: nn.Module | None = None, **train) -> Situation:
+Network = nn.Module | Callable[[], nn.Module]
+NARROW, WIDE = partial(CNN, 4), partial(CNN, 6)
+
+
+def situation(
+    student: Network = NARROW,
+    teacher: Network = WIDE,
+    **train: Any,
+) -> Situation:
+    """What is not a network yet is built from one seed, so that two situations hold the same weights."""
     torch.manual_seed(0)
-    teacher, student = teacher or CNN(6), student or CNN(4)
+    teacher, student = (net if isinstance(net, nn.Module) else net() for net in (teacher, student))
     settings = TrainSettings(**({"epochs": 1, "batch_size": 8} | train))
     return Situation(
         Student(student, view="x"), Teacher(teacher, view="x"), Task("classification", labels=NAMES), data(), settings

@@ -12,6 +12,7 @@ from limbeck import __version__
 from limbeck.actors import Student
 from limbeck.data.tensors import Data
 from limbeck.engine import weights
+from limbeck.shipping import card as cards
 from limbeck.sources import STUDENT_FILE, WEIGHTS_FILE, load_weights, save_weights
 from limbeck.tasks import Task
 
@@ -19,7 +20,8 @@ from limbeck.tasks import Task
 def write(folder: Path, student: Student, task: Task, data: Data, spec: dict[str, Any] | None) -> None:
     """Write `folder` anew: filled aside and renamed, so that a half-written student never stands there.
 
-    Holds the student's own parameters and buffers only: no teacher, no bridge, no optimiser.
+    Holds the student's own parameters and buffers only: no teacher, no optimiser, and no bridge but one that was built
+    into the student because it ships.
     """
     aside = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(aside, ignore_errors=True)
@@ -30,11 +32,13 @@ def write(folder: Path, student: Student, task: Task, data: Data, spec: dict[str
         save_file(weights.take(student.model), aside / WEIGHTS_FILE)
     else:
         save_weights(student.model, aside / WEIGHTS_FILE)
+    spec = student.source.origin or spec  # not the folder that it came from, which may be gone
     facts = {
         "limbeck": __version__,
         "class": type(student.model).__name__,
         "model": (spec or {}).get("model"),
         "args": (spec or {}).get("args", {}),
+        "surgery": student.source.surgery,
         "view": student.view.spec() if student.view else None,
         "taps": student.paths,
         "labels": task.labels,
@@ -55,29 +59,4 @@ def read_into(student: Student, folder: Path) -> None:
 
 def card(folder: Path, result: dict[str, Any]) -> None:
     """A README beside the weights: what it is, how good, against what, and how to load it."""
-    metric = result["task"]["metric"]
-    lines = [
-        f"# {result['name']}",
-        "",
-        f"A {result['student']['name']} for {result['task']['name']}, distilled with Limbeck by {result['method']}.",
-        "",
-    ]
-    lines += ["| | " + f"{metric} on {result['split']} ({result['samples']} samples) | parameters |", "|---|---|---|"]
-    for who in ("student", "control", "teacher"):
-        entry = result[who]
-        if entry:
-            told = {"student": "this student", "control": "the same student without a teacher", "teacher": "teacher"}[
-                who
-            ]
-            lines.append(f"| {told} | {entry['metric']:.4f} | {entry['parameters']:,} |")
-    lines += [
-        "",
-        "```python",
-        "from limbeck import Student",
-        f'student = Student("{folder}")',
-        "signals = student(batch)",
-        "```",
-        "",
-    ]
-    lines += [f"Made with: `{result['command']}`", "", "The student is yours."]
-    (folder / "README.md").write_text("\n".join(lines) + "\n")
+    cards.write(folder, result)
