@@ -233,6 +233,9 @@ class Actor:
             RecipeError: no parameter has the name of a column, or the given view names a column that is not there.
         """
         names = [c for c in columns if c not in ("id", "view_seed", "ghost")]
+        if self.view is None and self.source.view_for is not None:
+            proposed = self.source.view_for(columns)  # what the model's own files say of its input
+            self.view = None if proposed is None else View.of(proposed)
         if self.view is None:
             parameters = inspect.signature(self.model.forward).parameters.values()
             named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
@@ -248,15 +251,26 @@ class Actor:
         return self.view
 
     def probe(self, batch: Batch) -> Mapping[str, tuple[int, ...]]:
-        """Run once without a graph, in eval mode, to learn every signal's shape (without the batch dimension)."""
+        """Run once without a graph, in eval mode, to learn every signal's shape (without the batch dimension).
+
+        Raises:
+            RecipeError: the network writes into its input, which the other network and later updates are shown too.
+        """
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
+        before = {key: value.clone() for key, value in batch.items() if isinstance(value, Tensor)}
         try:
             with torch.no_grad():
                 signals = self(batch)
         finally:
             for module, mode in modes:
                 module.training = mode
+        changed = [key for key, value in before.items() if not torch.equal(batch[key].nan_to_num(), value.nan_to_num())]
+        if changed:
+            raise RecipeError(
+                f"the {self.whose} ({type(self.model).__name__}) writes into its input '{changed[0]}': its forward changes the batch, which "
+                "the others are shown too. Let it work on a new tensor: x = x + 1 in place of x += 1, relu(x) in place of relu_(x)"
+            )
         self.shapes = {
             name: tuple(value.shape[1:]) for name, value in signals.items() if isinstance(value, (Tensor, Projection))
         }

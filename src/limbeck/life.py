@@ -30,6 +30,7 @@ from limbeck.locking import only_here
 from limbeck.method import Method, name_of
 from limbeck.methods.supervised import Supervised
 from limbeck.recipe import Recipe
+from limbeck.shipping import of_run
 from limbeck.shipping import student as shipped
 from limbeck.tasks import Task
 from limbeck.writing import write, write_json
@@ -157,6 +158,9 @@ class Life:
         if teacher is not None:
             teacher.check_data(data)
         if task.labels:
+            if student.labels and student.labels != task.labels and sorted(student.labels) == sorted(task.labels):
+                self.say("the student's classes are learnt in the order of the data, which is not that of its own file")
+                student.labels = task.labels
             student.labels = student.labels or task.labels
         for name in data.splits:
             if len(data.splits[name]) == 0:
@@ -167,6 +171,7 @@ class Life:
         for split in data.splits.values():
             if isinstance(split, TensorSplit) and task.target in split.tensors and "logits" in shapes:
                 task.check(shapes["logits"], split.tensors[task.target], "student")
+        of_run.rehearse(self.recipe.export, student, task, data)
 
     def _course(
         self,
@@ -373,6 +378,8 @@ class Life:
         if self.findings:
             write_json(self.folder / "findings.json", self.findings)
         shipped.card(self.folder / "student", result)
+        for sentence in of_run.after_training(self.recipe.export, self.folder, student, task, data, result):
+            self.say(sentence)
         write_json(self.folder / "result.json", result)
         from limbeck import report
 

@@ -188,7 +188,7 @@ def refuse_privileged(actor: Actor) -> None:
 def _name(actor: Actor) -> str:
     if isinstance(actor, Mixture):
         return " + ".join(type(m.model).__name__ for m in actor.members.values())
-    return type(actor.model).__name__
+    return getattr(actor.model, "called", type(actor.model).__name__)
 
 
 def _view(actor: Actor) -> list[str]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limbeck.actors import Student
+from limbeck.data.tensors import Data
 from limbeck.errors import RecipeError
 from limbeck.shipping import exporting, pushing
 from limbeck.shipping.package import Rows
+from limbeck.tasks import Task
 
 if TYPE_CHECKING:
     from limbeck.run import Run
@@ -37,14 +40,51 @@ def export(run: Run, to: str, *, quantize: str = "none", push: str | None = None
     return written
 
 
+def rehearse(formats: Sequence[str], student: Student, task: Task, data: Data) -> None:
+    """Refuse before training what a recipe wants exported after it, and could not be.
+
+    Raises:
+        RecipeError: a format cannot hold this student.
+    """
+    if formats:
+        exporting.rehearse(formats, student, Rows(data, task))
+
+
+def after_training(
+    formats: Sequence[str], folder: Path, student: Student, task: Task, data: Data, result: dict[str, Any]
+) -> list[str]:
+    """What a recipe's `export` asks for; gives sentences about each. One that is refused does not cost the run its result."""
+    told = []
+    for to in formats:
+        try:
+            if any(hasattr(parameter, "device_mesh") for parameter in student.model.parameters()):
+                raise RecipeError("the student lies in shards over several processes")
+            written = exporting.export(
+                to,
+                folder / "export",
+                student=student,
+                shipped=folder / "student",
+                rows=Rows(data, task),
+                result=result,
+            )
+            checked = exporting.sentences(json.loads((folder / "export" / to / exporting.FILE).read_text()))
+            told.append(" ".join([f"exported: {written}", *checked]))
+        except RecipeError as error:
+            told.append(f"not exported to {to}: {error} Again: limbeck export {folder} --to {to}")
+    return told
+
+
 def _rows(run: Run, data: Any, result: dict[str, Any] | None, student: Student) -> Rows | None:
     """The run's data and task; None where its recipe cannot be read and no data were named."""
     from limbeck.measuring import on_data, recipe_of
 
-    recipe = recipe_of(run.folder, result, data)
-    if recipe is None:
+    try:
+        recipe = recipe_of(run.folder, result, data)
+        if data is not None:
+            recipe = on_data(recipe, data, student.labels)
+        found = recipe.build_data()
+        return Rows(found, recipe.build_task(found))
+    except RecipeError:
+        if data is not None:
+            raise
         return None
-    if data is not None:
-        recipe = on_data(recipe, data, student.labels)
-    found = recipe.build_data()
-    return Rows(found, recipe.build_task(found))

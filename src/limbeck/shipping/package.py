@@ -65,7 +65,7 @@ class Package:
         """
         if self.rows is None:
             raise RecipeError(
-                f"{to} is traced and checked with real samples, and the data of this run cannot be told from its recipe. "
+                f"{to} is traced and checked with real samples, and the data of this run cannot be had from its recipe (it cannot be read, or they were given in Python). "
                 "Name them: --data FILE. Without data: --to safetensors"
             )
         return self.rows

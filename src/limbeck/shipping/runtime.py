@@ -42,6 +42,8 @@ class Shipped(nn.Module):
         view = View.of(facts["view"])
         self._keys, self._named = view.keys, dict(view.named)
         self._run: list[Any] = [_opened(path, facts)]
+        small = "" if facts["quantize"] == "none" else f" {facts['quantize']}"
+        self.called = f"{facts['class']} as {facts['format']}{small}"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Shipped:
         return self

@@ -73,13 +73,16 @@ def _full_precision(package: Package) -> None:
 
 
 def _name_the_batch(path: Path) -> None:
-    """Call the first dimension of inputs and outputs `batch`, for whoever opens the file."""
+    """Call the first dimension of inputs and outputs `batch`, for whoever opens the file.
+
+    Shapes of values in between go: nobody needs them, and int8 tools trip over their names.
+    """
     import onnx
 
     model = onnx.load(path, load_external_data=False)
     names = {v.type.tensor_type.shape.dim[0].dim_param for v in model.graph.input if v.type.tensor_type.shape.dim}
-    values = [*model.graph.input, *model.graph.output, *model.graph.value_info]
-    for value in values:
+    del model.graph.value_info[:]
+    for value in (*model.graph.input, *model.graph.output):
         for dimension in value.type.tensor_type.shape.dim:
             if dimension.dim_param in names - {""}:
                 dimension.dim_param = "batch"
