@@ -24,11 +24,11 @@ from limbeck.report.parts.results import results
 from limbeck.report.parts.tradeoff import tradeoff
 
 
-def write(folders: Sequence[Path], out: Path) -> Path:
+def write(folders: Sequence[Path], out: Path, first: str = "") -> Path:
     """Write one HTML page about these run folders to ``out`` (a file, or a folder that gets ``report.html``).
 
     One run is told, several are compared. The page loads nothing and stays below 3 MB; parts that a run has no files
-    for are left out with a sentence. It is written aside and renamed, so that a reader never sees half a page.
+    for are left out with a sentence; ``first`` is a section to put before the others. It is written aside and renamed, so that a reader never sees half a page.
 
     Raises:
         RecipeError: no folder was given, one has no readable ``result.json``, or they measure different metrics.
@@ -37,7 +37,7 @@ def write(folders: Sequence[Path], out: Path) -> Path:
         raise RecipeError("a report needs at least one run folder; none was given.")
     out = Path(out)
     target = out / "report.html" if out.is_dir() else out
-    text = page([RunFolder.read(Path(folder)) for folder in folders])
+    text = page([RunFolder.read(Path(folder)) for folder in folders], first)
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.{os.getpid()}")
     aside.write_text(text, encoding="utf-8")
@@ -45,7 +45,7 @@ def write(folders: Sequence[Path], out: Path) -> Path:
     return target
 
 
-def page(runs: Sequence[RunFolder]) -> str:
+def page(runs: Sequence[RunFolder], first: str = "") -> str:
     """The whole page as text, with as much detail as fits.
 
     Raises:
@@ -58,15 +58,16 @@ def page(runs: Sequence[RunFolder]) -> str:
             f"Report those of each metric on a page of its own."
         )
     budget = Budget.for_runs(len(runs))
-    text = _page(runs, budget)
+    text = _page(runs, budget, first)
     while len(text.encode()) > LARGEST_PAGE and budget.cells > 1:
         budget = budget.less()
-        text = _page(runs, budget)
+        text = _page(runs, budget, first)
     return text
 
 
-def _page(runs: Sequence[RunFolder], budget: Budget) -> str:
+def _page(runs: Sequence[RunFolder], budget: Budget, first: str) -> str:
     sections = [
+        first,
         results(runs),
         tradeoff(runs),
         learning(runs),
