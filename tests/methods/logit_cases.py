@@ -61,7 +61,8 @@ def situation(
 
 
 def settled(method: Method, where: Situation, rows: int = 12) -> dict[str, Any]:
-    if where.task is not None and len(where.data["train"].tensors["label"].shape) == 2:
+    labels = where.data["train"].tensors.get("label")
+    if where.task is not None and labels is not None and labels.dim() == 2:
         where.task.check = lambda *_: None  # the task refuses tokens without a label, which these methods know
     settle(method, where)
     return where.data["train"].__getitems__(list(range(rows)))
