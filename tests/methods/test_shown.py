@@ -5,9 +5,12 @@ import torch
 from logit_cases import NAMES, Pointwise, settled, situation
 
 from limbeck.actors import Student, Teacher
+from limbeck.engine.course import settle
 from limbeck.errors import RecipeError
 from limbeck.methods import shown
+from limbeck.methods.function_matching import FunctionMatching
 from limbeck.methods.kd import KD
+from limbeck.methods.mlkd import MLKD
 from limbeck.transforms import Noise
 from limbeck.views import View
 
@@ -39,3 +42,20 @@ def test_an_unknown_column_is_refused_with_the_nearest():
     shown.check((Noise(std=1.0), Noise(std=1.0, keys=("z",))), method, "strong")
     with pytest.raises(RecipeError, match="kd.strong names 'zz', which no view shows. Did you mean 'z'"):
         shown.check((Noise(std=1.0, keys=("zz",)),), method, "strong")
+
+
+def test_a_store_of_answers_about_other_inputs_is_refused():
+    for method, uses in (
+        (FunctionMatching(), True),
+        (FunctionMatching(mixup=0), False),
+        (MLKD(), False),
+        (MLKD(strong=[Noise(std=1.0)]), True),
+    ):
+        where = situation()
+        settle(method, where)
+        where.teacher.stored = True
+        if uses:
+            with pytest.raises(RecipeError, match="teacher is a store of answers about others. Use the teacher itself"):
+                settle(method, where)
+        else:
+            settle(method, where)

@@ -52,6 +52,8 @@ class FunctionMatching(LogitTransfer):
     def setup(self) -> None:
         super().setup()
         shown.check(self.augment, self, "augment")
+        if self.augment or self.mixup > 0:
+            shown.refuse_stored(self)
         drawn = [[t.spec() for t in view.transforms if isinstance(t, RandomTransform)] for view in shown.views(self)]
         if any(others != drawn[0] for others in drawn):
             raise RecipeError(

@@ -72,6 +72,8 @@ class MLKD(Transfer):
                 f"{list(shape)} per sample. dist takes pixels and tokens."
             )
         shown.check(self.strong, self, "strong")
+        if self.strong:
+            shown.refuse_stored(self)
         last = 3 if self.parity == "released" else None
         self.second = Objective(
             Term(kl_at, name="strong", temperatures=self.temperatures[:last], standardise=self.standardise)

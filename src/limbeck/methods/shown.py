@@ -47,6 +47,20 @@ def check(transforms: tuple[Transform, ...], method: Method, option: str) -> Non
             )
 
 
+def refuse_stored(method: Method) -> None:
+    """Refuse a teacher whose answers are about the inputs as they were: found by the rows' numbers, they would be wrong.
+
+    Raises:
+        RecipeError: one of the teachers is a store.
+    """
+    for name, teacher in (method.teacher.members if method.teacher is not None else {}).items():
+        if teacher.stored:
+            raise RecipeError(
+                f"{name_of(type(method))} asks the teacher about inputs that it changes in every step, and {name} is a store "
+                "of answers about others. Use the teacher itself, or kd."
+            )
+
+
 def changed(
     batch: Batch, method: Method, transforms: tuple[Transform, ...], seeds: Int64[Tensor, "batch"] | None
 ) -> Batch:
