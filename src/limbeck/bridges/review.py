@@ -29,12 +29,12 @@ class Fusion(nn.Module):
         super().__init__()
         kernel = 3 if max(to[1:]) > 1 else 1
         self.size = to[1:]
-        self.inner = nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width))
-        self.outer = nn.Sequential(
-            nn.Conv2d(width, to[0], kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(to[0])
-        )
-        for block in (self.inner, self.outer):
-            nn.init.kaiming_uniform_(block[0].weight, a=1)
+        own = nn.Conv2d(channels, width, 1, bias=False)
+        out = nn.Conv2d(width, to[0], kernel, padding=kernel // 2, bias=False)
+        for convolution in (own, out):
+            nn.init.kaiming_uniform_(convolution.weight, a=1)
+        self.inner = nn.Sequential(own, nn.BatchNorm2d(width))
+        self.outer = nn.Sequential(out, nn.BatchNorm2d(to[0]))
         self.gate_of_own = None if deepest else nn.Conv2d(width, 2, 1)
         self.gate_of_deeper = None if deepest else nn.Conv2d(width, 2, 1, bias=False)
 
