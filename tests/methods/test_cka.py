@@ -69,6 +69,17 @@ def test_the_options_reach_the_loss():
         torch.testing.assert_close(part.value(part.tensors), expected)
 
 
+def test_samples_that_do_not_count_are_not_compared():
+    where = situation()
+    for split in where.data.splits.values():
+        split.tensors["known"] = torch.arange(12) % 4 != 0
+    method = CKA(mask="known")
+    batch = settled(method, where)
+    part = aligned(method, batch).parts["alignment0"]
+    ours, theirs = where.student(batch)["embedding"], where.teacher(batch)["embedding"]
+    torch.testing.assert_close(part.value(part.tensors), cka(ours[batch["known"]], theirs[batch["known"]]))
+
+
 @pytest.mark.parametrize(
     ("student", "teacher"), [(Pyramid(2), Pyramid(4)), (Former(), Pyramid(4)), (Vectors(5), Former())]
 )

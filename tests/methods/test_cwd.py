@@ -52,6 +52,17 @@ def test_the_same_network_teaches_nothing():
     assert all(float(g.abs().max()) < 1e-6 for g in torch.autograd.grad(loss, list(where.student.model.parameters())))
 
 
+def test_ignored_pixels_of_the_labels_take_no_part():
+    where = situation(Dense(2), Dense(4), dense=True)
+    for split in where.data.splits.values():
+        split.tensors["label"][:, :3] = -100
+    method = CWD(mask="label")
+    batch = settled(method, where)
+    signals = where.student(batch), where.teacher(batch)
+    expected = cwd(signals[0]["logits"][:, :, 3:], signals[1]["logits"][:, :, 3:]).mean()
+    torch.testing.assert_close(method.transfer(*signals, batch).total(), expected)
+
+
 def test_a_mask_column_counts_positions():
     where = situation(Pyramid(2), Pyramid(2))
     method = CWD(layers=["layer2"], mask="counts")

@@ -41,6 +41,21 @@ def test_the_means_are_those_of_an_unshuffled_pass_in_pieces(monkeypatch):
     torch.testing.assert_close(method.centres0, means(where))
 
 
+def test_samples_that_do_not_count_are_in_neither_the_means_nor_the_loss():
+    where = situation(Pyramid(2), Pyramid(2))
+    known = torch.arange(12) % 4 != 0
+    for split in where.data.splits.values():
+        split.tensors["known"] = known
+    method = NormAndDirection(mask="known")
+    batch = settled(method, where)
+    found = where.teacher(where.data["train"].__getitems__(list(range(12))))["embedding"]
+    own = known & (where.data["train"].tensors["label"] == 1)
+    torch.testing.assert_close(method.centres0[1], found[own].mean(0))
+    signals = where.student(batch), where.teacher(batch)
+    each = method._apart(0, signals[0]["embedding"], signals[1]["embedding"], batch["label"])
+    torch.testing.assert_close(method.transfer(*signals, batch).total(), each[known[:8]].mean())
+
+
 def test_another_width_goes_through_a_linear_map_with_batch_normalisation():
     where = situation(Pyramid(2), Pyramid(4))
     method = NormAndDirection()

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from limbeck.errors import RecipeError
 from limbeck.losses.columns import Columns, columns, facing
-from limbeck.losses.features import _over_positions, _unit
+from limbeck.losses.features import mse
 from limbeck.losses.masking import finished
+from limbeck.losses.relations import unit
 
 __all__ = ["attention_transfer"]
 
@@ -64,10 +65,10 @@ def attention_transfer(
     if form not in ("squared", "norm"):
         raise RecipeError(f"attention-transfer with form '{form}': there is squared and norm.")
     s, t, counts = facing(student, teacher, "attention transfer", dim=dim, mask=mask)
-    gap = _attention(s, power) - _attention(t, power)
+    q, p = _attention(s, power), _attention(t, power)
     if form == "squared":
-        return _over_positions(gap.square(), counts, weight)
-    return finished(torch.linalg.vector_norm(gap, dim=1), None if counts is None else counts.any(1), weight)
+        return mse(q.unsqueeze(2), p.unsqueeze(2), mask=counts, weight=weight)
+    return finished(torch.linalg.vector_norm(q - p, dim=1), None if counts is None else counts.any(1), weight)
 
 
 def _attention(x: Columns, power: float) -> Float[Tensor, "batch positions"]:
@@ -75,4 +76,4 @@ def _attention(x: Columns, power: float) -> Float[Tensor, "batch positions"]:
         raise RecipeError(f"attention with power={power}: needed is a number of at least 1; published is 2.")
     largest = x.detach().abs().amax((1, 2), keepdim=True)
     x = x / torch.where(largest > 0, largest, 1.0)  # changes no map, and keeps powers inside the number range
-    return _unit((x.square() if power == 2 else x.abs().pow(power)).mean(1), 1)[0]
+    return unit((x.square() if power == 2 else x.abs().pow(power)).mean(1))

@@ -7,8 +7,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from limbeck.errors import RecipeError
-from limbeck.losses.features import _unit
 from limbeck.losses.masking import finished, keep, paired, widened
+from limbeck.losses.relations import unit
 
 __all__ = ["norm_and_direction"]
 
@@ -46,7 +46,7 @@ def norm_and_direction(
             f"norm-and-direction was given class means of shape {list(centres.shape)}; needed is [classes, "
             f"{student.shape[-1]}], the width of the features."
         )
-    towards = _unit(widened(centres).to(student.dtype), -1)[0][target.clamp(min=0)]
+    towards = unit(widened(centres).to(student.dtype))[target.clamp(min=0)]
     longer = torch.maximum(torch.linalg.vector_norm(student, dim=-1), torch.linalg.vector_norm(teacher, dim=-1))
     along = (student * towards).sum(-1)
     return finished(1 - along / torch.where(longer > 0, longer, 1.0), counts, weight)

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from limbeck.errors import RecipeError
 from limbeck.losses.columns import Columns, columns, facing, products, spread
-from limbeck.losses.features import _unit
 from limbeck.losses.masking import finished
+from limbeck.losses.relations import unit
 
 __all__ = ["ickd", "nst"]
 
@@ -65,7 +65,7 @@ def nst(
             "offset of at least 0, and a bandwidth above 0 or none."
         )
     s, t, counts = facing(student, teacher, "neuron selectivity transfer", dim=dim, mask=mask)
-    s, t = _unit(s, 2)[0], _unit(t, 2)[0]
+    s, t = unit(s), unit(t)
     if kernel == "linear":
         values = (s.mean(1) - t.mean(1)).square().sum(1)
     elif kernel == "polynomial":
@@ -120,7 +120,7 @@ def _correlation(
         x = x / torch.where(
             largest > 0, largest, 1.0
         )  # cancels in the rows, and keeps products inside the number range
-        return _unit(products(x, x), 2)[0]
+        return unit(products(x, x))
     number = x.shape[2] if counts is None else counts.sum(1).clamp(min=1)[:, None, None]
     return products(x, x) / number
 

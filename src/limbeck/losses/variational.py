@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from limbeck.errors import RecipeError
-from limbeck.losses.columns import channels_of
-from limbeck.losses.features import _kept, _over_positions
+from limbeck.losses.columns import columns, spread
+from limbeck.losses.features import mse
+from limbeck.losses.masking import finished, paired
 
 __all__ = ["variational_information"]
 
@@ -37,13 +37,14 @@ def variational_information(
 
     Source: Ahn et al. 2019, "Variational information distillation for knowledge transfer", equations 3 and 4.
     """
-    at = channels_of(student, dim)
-    student, teacher = _kept(student, teacher, at, mask)
-    if variance.shape != (student.shape[at],):
+    counts = spread(mask, student.shape, dim) if mask is not None else None
+    s, t = (columns(x, dim=dim, mask=mask) for x in paired(student, teacher))
+    if variance.shape != s.shape[1:2]:
         raise RecipeError(
             f"variational-information was given a variance of shape {list(variance.shape)}; needed is one number per "
-            f"channel, [{student.shape[at]}]."
+            f"channel, [{s.shape[1]}]."
         )
-    variance = variance.to(student.dtype).view(-1, *[1] * (student.dim() - 1 - at))
-    values = ((teacher - student).square() / variance + torch.log(variance)) / 2
-    return _over_positions(values.mean(at), mask, weight)
+    variance = variance.to(s.dtype)
+    deviation = variance.sqrt()[:, None]
+    values = (mse(s / deviation, t / deviation, dim=1, mask=counts) + variance.log().mean()) / 2
+    return finished(values, None if counts is None else counts.any(1), weight)

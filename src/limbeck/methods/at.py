@@ -36,7 +36,6 @@ class AT(LayerTransfer):
     weight: Scalar = 1000.0
     power: Annotated[float, Field(ge=1)] = 2.0
     form: Literal["squared", "norm"] = "squared"
-    mask: str | None = None
 
     def objective(self) -> Objective:
         what = "attention transfer"

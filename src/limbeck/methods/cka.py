@@ -18,7 +18,7 @@ class CKA(LayerTransfer):
     The student places samples relative to each other as the teacher does, up to rotation, shift and scale; widths and
     positions need not agree, and nothing is learned between the networks. A relation between samples: the whole batch
     of the step is compared at once, over pieces and processes, and small batches say little. `unbiased` does not
-    reward having more features than samples.
+    reward having more features than samples. `mask` names a batch column (bool) of the samples that count.
     """
 
     card = Card(
@@ -44,6 +44,7 @@ class CKA(LayerTransfer):
                     pair,
                     bridge="none",
                     scope="batch",
+                    mask=self.mask,
                     name=f"alignment{i}",
                     kernel=self.kernel,
                     unbiased=self.unbiased,

@@ -21,7 +21,7 @@ class CWD(LayerTransfer):
     segmentation (a channel is a class; published weight 3), else the last feature map (published weight 50, through
     a 1x1 convolution where the shapes differ).
 
-    `mask` names a batch column (bool) of the positions that count.
+    `mask` names a batch column of the positions that count (bool, or labels: those below zero do not).
     """
 
     card = Card(
@@ -36,7 +36,6 @@ class CWD(LayerTransfer):
 
     weight: Scalar = 3.0
     temperature: Annotated[float, Field(gt=0)] = 4.0
-    mask: str | None = None
 
     def prepare(self) -> None:
         dense = self.task is not None and self.task.name == "segmentation"

@@ -30,7 +30,6 @@ class FitNets(LayerTransfer):
     )
 
     weight: Scalar = 100.0
-    mask: str | None = None
 
     def _proposed(self) -> list[tuple[str, str]]:
         pairs = super()._proposed()

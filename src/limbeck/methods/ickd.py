@@ -36,7 +36,6 @@ class ICKD(LayerTransfer):
 
     weight: Scalar = 2.5
     normalise: bool = True
-    mask: str | None = None
 
     def objective(self) -> Objective:
         terms = []

@@ -6,7 +6,7 @@ from functools import partial
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from limbeck.bridges.partial import shapes_of
@@ -14,7 +14,7 @@ from limbeck.errors import RecipeError
 from limbeck.layers import LayerTransfer, on_device
 from limbeck.losses.direction import class_sums, norm_and_direction
 from limbeck.method import Card
-from limbeck.objectives import Objective, Term
+from limbeck.objectives import Objective, Term, counted
 from limbeck.schedules import Scalar
 
 ROWS = 256  # of a pass over the data without a graph
@@ -27,6 +27,8 @@ class NormAndDirection(LayerTransfer):
     before the first step and kept as the buffers `centres0`, ... (one per pair of layers). The student's feature turns
     towards it and grows until it is as long as the teacher's. Where widths differ, a linear map with batch
     normalisation brings the student's there, as published; equal widths are compared as they are.
+
+    `mask` names a batch column (bool) of the samples that count, in the means as well.
     """
 
     card = Card(
@@ -61,7 +63,7 @@ class NormAndDirection(LayerTransfer):
                 self.notices.append(
                     f"nd: the student's [{ours}] is brought to the teacher's [{theirs}] by a linear map with batch normalisation."
                 )
-            terms.append(Term(partial(self._apart, i), pair, bridge=bridge, name=f"direction{i}"))
+            terms.append(Term(partial(self._apart, i), pair, bridge=bridge, mask=self.mask, name=f"direction{i}"))
         return Objective(*terms)
 
     def _apart(
@@ -70,8 +72,11 @@ class NormAndDirection(LayerTransfer):
         student: Float[Tensor, "batch width"],
         teacher: Float[Tensor, "batch width"],
         target: Int[Tensor, "batch"],
+        mask: Bool[Tensor, "batch"] | None = None,
     ) -> Float[Tensor, "batch"]:
-        return norm_and_direction(student, teacher, target=target, centres=self.get_buffer(f"centres{which}"))
+        return norm_and_direction(
+            student, teacher, target=target, centres=self.get_buffer(f"centres{which}"), mask=mask
+        )
 
     @torch.no_grad()
     def _centres(self) -> list[Float[Tensor, "classes width"]]:
@@ -91,10 +96,12 @@ class NormAndDirection(LayerTransfer):
         for start in range(0, len(split), ROWS):
             batch = on_device(self.teacher, split.__getitems__(list(range(start, min(start + ROWS, len(split))))))
             signals, target = self.teacher(batch, reads=names), batch[self.task.target]
+            if self.mask is not None:
+                target = target.masked_fill(~counted(batch, self.mask), -1)
             for name, own in zip(names, sums):
-                found, counted = class_sums(signals[name], target, classes)
+                found, rows = class_sums(signals[name], target, classes)
                 own += found.cpu()
-            number += counted.cpu()
+            number += rows.cpu()
         empty = (number == 0).sum().item()
         if empty:
             self.notices.append(

@@ -39,7 +39,6 @@ class NST(LayerTransfer):
     degree: Annotated[int, Field(ge=1)] = 2
     offset: Annotated[float, Field(ge=0)] = 0.0
     bandwidth: Annotated[float, Field(gt=0)] | None = None
-    mask: str | None = None
 
     def objective(self) -> Objective:
         what, terms = "neuron selectivity transfer", []

@@ -58,7 +58,6 @@ class VID(LayerTransfer):
     )
 
     variance: Annotated[float, Field(gt=LEAST)] = 5.0
-    mask: str | None = None
 
     def setup(self) -> None:
         start = self.variance - LEAST
