@@ -21,7 +21,7 @@ from limbeck.caching.form import is_cache
 from limbeck.data.tensors import Data
 from limbeck.errors import RecipeError
 from limbeck.evaluation import speed
-from limbeck.methods import all_methods, find
+from limbeck.methods import all_methods, evidence, find
 from limbeck.objectives import Term
 from limbeck.signals import named_tensors
 from limbeck.sources import STUDENT_FILE, import_from
@@ -330,7 +330,8 @@ def look_at_method(name: str) -> Look:
         }
         for key, field in fields.items()
     }
-    facts = vars(cls.card) | {"options": options, "class": f"{cls.__module__}:{cls.__qualname__}"}
+    measured = evidence().get(cls.card.name, []) if find(cls.card.name) is cls else []
+    facts = vars(cls.card) | {"options": options, "class": f"{cls.__module__}:{cls.__qualname__}", "measured": measured}
 
     def show() -> None:
         console = Console()
@@ -343,6 +344,18 @@ def look_at_method(name: str) -> Look:
             for key, option in options.items():
                 shown.add_row(key, str(option["default"]), option["type"])
             console.print(shown)
+        if measured:
+            console.print(
+                "\nmeasured (difference in the metric, 95 % over seeds; docs/evidence.md has the whole)",
+                highlight=False,
+            )
+            told = Table("data", "as", "minus", "difference", "seeds", box=None)
+            for one in measured:
+                between = f" [{one['low']:+.3f}, {one['high']:+.3f}]" if "low" in one else ""
+                told.add_row(
+                    one["data"], Text(one["arm"]), one["than"], Text(f"{one['mean']:+.3f}{between}"), str(one["seeds"])
+                )
+            console.print(told)
 
     return facts, show
 
