@@ -15,6 +15,7 @@ import torch
 
 from limbeck import control, environment, introduction, results
 from limbeck.actors import Actor, Student, Teacher
+from limbeck.caching.wanted import refuse_work_inside
 from limbeck.data.tensors import Data, TensorSplit
 from limbeck.engine import checkpoint, random_state, validate
 from limbeck.engine.course import Course
@@ -124,6 +125,8 @@ class Life:
             self.say(sentence)
         self._check_fit(data, task, student, teacher)
         plan = recipe.build_plan()
+        if teacher is not None and teacher.stored:
+            refuse_work_inside(plan)
         for sentence in introduction.untaught(teacher, plan):
             self.say(sentence)
         untrained = copy.deepcopy(student.model)

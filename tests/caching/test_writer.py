@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_form import header
 
@@ -62,6 +62,7 @@ def stopped(tmp_path_factory):
     return content(path)
 
 
+@settings(max_examples=25)
 @given(data=st.data())
 def test_a_kill_at_any_byte_of_any_file_costs_what_it_cut_and_nothing_more(whole, stopped, tmp_path_factory, data):
     path = tmp_path_factory.mktemp("cut")

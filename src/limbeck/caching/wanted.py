@@ -51,22 +51,33 @@ def signals(recipe: Recipe, teacher: Teacher, data: Data, world: World) -> tuple
 
 def _read(recipe: Recipe, student: Student, teacher: Teacher, task: Task, data: Data, world: World) -> set[str]:
     found: set[str] = set()
-    for plan in _methods(recipe.build_plan()):
-        name = name_of(type(plan))
-        members = list(plan.members.values()) if isinstance(plan, Sum) else [plan]
-        for member in members:
-            if getattr(member, "card", plan.card).teacher_mode == "through":
-                raise RecipeError(
-                    f"{name_of(type(member))} works inside the teacher at every step (it changes what it sees, or teaches it), so stored answers "
-                    "do not serve it. Cache for a method that only reads (kd), or distil with the teacher itself; "
-                    "cache.signals=[logits] stores them all the same."
-                )
-        if isinstance(plan, Method):
-            settle(plan, Situation(student, teacher, task, data, recipe.train, recipe.seed, world))
-        found |= plan.teacher_reads() if isinstance(plan, Transfer) else set(plan.card.needs)
-        if isinstance(plan, Transfer) and not found:
-            raise RecipeError(f"{name} reads nothing of a teacher. Say what to store: cache.signals=[logits]")
+    plan = recipe.build_plan()
+    refuse_work_inside(plan)
+    for method in _methods(plan):
+        if isinstance(method, Method):
+            settle(method, Situation(student, teacher, task, data, recipe.train, recipe.seed, world))
+        found |= method.teacher_reads() if isinstance(method, Transfer) else set(method.card.needs)
+    if not found:
+        raise RecipeError(
+            f"{recipe.method_name()} reads nothing of a teacher. Say what to store: cache.signals=[logits]"
+        )
     return found
+
+
+def refuse_work_inside(plan: Method | Procedure) -> None:
+    """Refuse a plan that stored answers cannot serve.
+
+    Raises:
+        RecipeError: a method whose card says that it works through the teacher.
+    """
+    for method in _methods(plan):
+        for member in method.members.values() if isinstance(method, Sum) else [method]:
+            if getattr(member, "card", None) is not None and member.card.teacher_mode == "through":
+                raise RecipeError(
+                    f"{name_of(type(member))} works inside the teacher (it teaches it, changes what it computes, or sends gradients through it), so "
+                    "stored answers do not serve it. Use a method that only reads (kd), or the teacher itself. "
+                    "(cache.signals=[logits] stores the logits all the same.)"
+                )
 
 
 def _methods(plan: Method | Procedure) -> Iterator[Any]:

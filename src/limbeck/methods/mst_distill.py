@@ -302,6 +302,7 @@ class MSTDistill(Procedure):
         "mst-distill",
         summary="Masked specialised teachers, picked per sample by a router.",
         paper="Li et al.: MST-Distill, Mixture of Specialized Teachers for Cross-Modal Knowledge Distillation, ACM MM 2025, arXiv 2507.07015",
+        teacher_mode="through",
         use_when="teachers see modalities that the student lacks, and it is not clear which of them to learn from",
         cost="one masked forward pass per specialised teacher (four by default) per sample, plus two short stages before",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -149,10 +150,10 @@ class Stored(Teacher):
         for name in reads or ():
             if name not in self.packings:
                 raise RecipeError(self.lacks(name))
-        positions = self._find(batch["id"].cpu(), batch.get("view_seed"))
+        rows = self._rows(self._find(batch["id"].cpu(), batch.get("view_seed")))
         signals = Signals()
         for name in self.holds if reads is None else reads:
-            parts = {part: self._take(tensors, positions) for part, tensors in self._parts[name].items()}
+            parts = {part: rows.of(tensors) for part, tensors in self._parts[name].items()}
             moved = {part: tensor.to(batch["id"].device, non_blocking=True) for part, tensor in parts.items()}
             signals[name] = self.packings[name].unpack(moved)
         return signals
@@ -255,19 +256,15 @@ class Stored(Teacher):
             )
         return positions
 
-    def _take(self, tensors: list[Tensor], positions: Int64[Tensor, "batch"]) -> Tensor:
-        """Rows by position, out of as many shards as they lie in."""
-        if len(tensors) == 1:
-            return tensors[0].index_select(0, positions)
+    def _rows(self, positions: Int64[Tensor, "batch"]) -> _Rows:
+        """The same, shard by shard."""
+        if len(self._starts) == 1 or not len(positions):
+            return _Rows([(0, positions)], None)
         shards = torch.searchsorted(self._starts, positions, right=True) - 1
-        rows = positions - self._starts[shards]
-        order = shards.argsort(stable=True)
+        order = shards.argsort()
         names, counts = shards[order].unique_consecutive(return_counts=True)
-        pieces = rows[order].split(counts.tolist())
-        taken = torch.cat([tensors[shard].index_select(0, piece) for shard, piece in zip(names.tolist(), pieces)])
-        back = torch.empty_like(order)
-        back[order] = torch.arange(len(order))
-        return taken.index_select(0, back)
+        pieces = (positions - self._starts[shards])[order].split(counts.tolist())
+        return _Rows(list(zip(names.tolist(), pieces)), order.argsort())
 
     def _check_given(self, of: Teacher | None, view: Any, taps: Any, weights: Any, args: Any, dtype: Any) -> None:
         told, refuse = self.header["teacher"], f"{self.folder} holds the answers of {self.header['teacher']['from']}"
@@ -289,6 +286,19 @@ class Stored(Teacher):
         if args or dtype is not None:
             what = "args" if args else "dtype"
             raise RecipeError(f"teacher.{what} is for a network; {refuse}. Leave it out.")
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of several shards: those of one after those of another, and how to put them back into the batch's order."""
+
+    pieces: list[tuple[int, Tensor]]
+    back: Tensor | None
+
+    def of(self, tensors: list[Tensor]) -> Tensor:
+        """These rows of a tensor that is spread over the shards."""
+        taken = [tensors[shard].index_select(0, rows) for shard, rows in self.pieces]
+        return taken[0] if self.back is None else torch.cat(taken).index_select(0, self.back)
 
 
 class _Index:
