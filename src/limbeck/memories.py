@@ -64,7 +64,7 @@ def columns(split: Split, names: Sequence[str], *, at_once: int = 256) -> dict[s
     if isinstance(split, TensorSplit):
         found = {name: split.tensors[name] for name in names if name in split.tensors}
     elif isinstance(split, RowSplit):
-        kept = split.store.kept | {"id": split.store.numbers}
+        kept = {**split.store.kept, "id": split.store.numbers}
         found = {
             name: values[split.positions]
             for name, values in kept.items()

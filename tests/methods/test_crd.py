@@ -68,7 +68,7 @@ def test_a_whole_training_is_the_slow_one(micro_batch, tmp_path):
     method, where = fresh(build)
     settle(method, where)
     net, teacher = where.student.model, where.teacher.model
-    maps, banks = list(method.maps.values()), [method.bank_student.clone(), method.bank_teacher.clone()]
+    maps, banks = list(method.maps.values()), [bank.clone() for bank in method.banks]
     parameters = [*net.parameters(), *(p for m in maps for p in m.parameters())]
     normalisers = [None, None]
     for batch, candidates in zip(steps(where), drawn, strict=True):
@@ -77,8 +77,8 @@ def test_a_whole_training_is_the_slow_one(micro_batch, tmp_path):
         for p, grad in zip(parameters, torch.autograd.grad(loss, parameters)):
             p.data -= 0.1 * grad
     found = course.methods[0]
-    torch.testing.assert_close(found.bank_student, banks[0], rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(found.bank_teacher, banks[1], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found.banks[0], banks[0], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found.banks[1], banks[1], rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(found.log_normalisers.exp(), torch.tensor(normalisers), rtol=1e-4, atol=0)
     torch.testing.assert_close(course.situation.student.model.head.weight, net.head.weight, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(found.maps["teacher"].weight, maps[1].weight, rtol=1e-3, atol=1e-4)
@@ -87,7 +87,7 @@ def test_a_whole_training_is_the_slow_one(micro_batch, tmp_path):
 def test_memories_normalisers_and_draws_survive_a_kill(tmp_path):
     course = survives(lambda: (CRD(**SMALL), situation(micro_batch=3)), tmp_path)
     state = course.methods[0].state_dict()
-    assert {"bank_student", "bank_teacher", "log_normalisers"} <= state.keys()
+    assert {"banks", "log_normalisers"} <= state.keys()
     assert not any("class_" in name or "entries" in name for name in state)
 
 
@@ -155,7 +155,7 @@ def test_only_the_rows_of_the_batch_are_remembered_with_length_one():
     method = CRD(**SMALL)
     Course(method, where).run()
     seen = {int(i) for i in next(steps(where))["id"]}
-    for bank in (method.bank_student, method.bank_teacher):
+    for bank in method.banks:
         assert {i for i, length in enumerate(bank.norm(dim=1)) if abs(length - 1) < 1e-5} == seen
 
 
@@ -164,9 +164,9 @@ def test_the_first_memories_have_the_published_spread():
     method = CRD(width=128, negatives=4)
     settled(method, situation())
     bound = math.sqrt(3 / 128)  # 1 / sqrt(width / 3)
-    assert float(method.bank_student.abs().max()) <= bound
-    assert float(method.bank_student.abs().max()) > 0.98 * bound
-    assert float(method.bank_student.std()) == pytest.approx(1 / math.sqrt(128), rel=0.05)
+    assert float(method.banks[0].abs().max()) <= bound
+    assert float(method.banks[0].abs().max()) > 0.98 * bound
+    assert float(method.banks[0].std()) == pytest.approx(1 / math.sqrt(128), rel=0.05)
 
 
 def test_it_runs_from_a_recipe(tmp_path):

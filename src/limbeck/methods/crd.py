@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -17,7 +16,7 @@ from limbeck.layers import LayerTransfer
 from limbeck.losses.contrastive import memory_scores, nce
 from limbeck.losses.masking import widened
 from limbeck.memories import Entries, columns
-from limbeck.method import Batch, Card, Outcome, Progress, Update
+from limbeck.method import Batch, Card
 from limbeck.objectives import Loss
 from limbeck.schedules import Scalar
 from limbeck.signals import Signals
@@ -59,10 +58,9 @@ class CRD(LayerTransfer):
         shapes = (self.student.shapes[self.pairs[0][0]], self.teacher.shapes[self.pairs[0][1]])
         self.maps = nn.ModuleDict({side: nn.Linear(math.prod(s), self.width) for side, s in zip(SIDES, shapes)})
         self.entries = Entries.of(self.data.splits["train"])
-        for side in SIDES:  # uniform with the variance of a unit vector's entries
-            bank = (2 * torch.rand(len(self.entries), self.width) - 1) * math.sqrt(3 / self.width)
-            self.register_buffer(f"bank_{side}", bank)
-        self.register_buffer("log_normalisers", torch.full((2,), torch.nan))
+        begin = 2 * torch.rand(2, len(self.entries), self.width) - 1
+        self.banks = nn.Buffer(begin * math.sqrt(3 / self.width))  # with the variance of a unit vector's entries
+        self.log_normalisers = nn.Buffer(torch.full((2,), torch.nan))
         self._sort_by_class(self._classes())
 
     def _classes(self) -> Int64[Tensor, "rows"]:
@@ -76,22 +74,18 @@ class CRD(LayerTransfer):
         if len(counts) < 2:
             raise RecipeError("crd draws negatives from other classes, and all training rows are of one class.")
         begins = counts.cumsum(0) - counts
-        for name, table in (
-            ("order", classes.argsort(stable=True)),
-            ("begin", begins[classes]),
-            ("count", counts[classes]),
-        ):
-            self.register_buffer(f"class_{name}", table, persistent=False)
+        self.class_order = nn.Buffer(classes.argsort(stable=True), persistent=False)
+        self.class_begin = nn.Buffer(begins[classes], persistent=False)
+        self.class_count = nn.Buffer(counts[classes], persistent=False)
 
     def teacher_reads(self) -> set[str]:
         return {self.pairs[0][1]}
 
-    def learn(self, batch: Batch, progress: Progress) -> Generator[Update, Outcome, None]:
-        entries = self.entries(batch["id"])
-        batch = batch | {"crd_entries": self.candidates(entries)}
+    def draw(self, batch: Batch) -> Batch:
+        """The candidates; a further column marks the first batch, whose own scores are the normaliser."""
+        batch = batch | {"crd_entries": self.candidates(self.entries(batch["id"]))}
         first = bool(self.log_normalisers.isnan().any())
-        outcome = yield Update("student", self.first_loss if first else self.loss, batch)
-        self.remember(outcome.record)
+        return batch | {"crd_first": torch.ones_like(batch["id"])} if first else batch
 
     def candidates(self, entries: Int64[Tensor, "batch"]) -> Int64[Tensor, "batch picks"]:
         """Per sample its positive's entry, then those of its negatives, drawn at random.
@@ -112,8 +106,8 @@ class CRD(LayerTransfer):
         heard = {"student": student[self.pairs[0][0]], "teacher": teacher[self.pairs[0][1]]}
         mapped = {side: F.normalize(widened(self.maps[side](x.flatten(1))), dim=1) for side, x in heard.items()}
         loss, entries = Loss(record={"crd_entry": batch["id"]}), batch["crd_entries"]
-        for i, (side, other) in enumerate(zip(SIDES, reversed(SIDES))):
-            scores = memory_scores(getattr(self, f"bank_{other}"), mapped[side], entries) / self.temperature
+        for i, side in enumerate(SIDES):
+            scores = memory_scores(self.banks[1 - i], mapped[side], entries) / self.temperature  # the other's bank
             loss.record[f"crd_{side}"] = mapped[side]
             if "crd_first" in batch:
                 loss.record[f"crd_mean_{side}"] = scores.logsumexp(1) - math.log(scores.shape[1])
@@ -123,10 +117,6 @@ class CRD(LayerTransfer):
                 loss = loss + Loss.mean(f"crd.{side}", values)
         return loss
 
-    def first_loss(self, batch: Batch) -> Loss:
-        """The loss of the first batch, whose own scores are the normaliser: of the whole batch, so it is never cut."""
-        return self.loss(batch | {"crd_first": True})
-
     def _self_normalised(self, scores: Float[Tensor, "batch picks"]) -> Float[Tensor, "batch"]:
         means = scores.detach().logsumexp(1) - math.log(scores.shape[1])
         return nce(scores[:, 0], scores[:, 1:], self._log_normaliser(means), len(self.entries))
@@ -135,12 +125,11 @@ class CRD(LayerTransfer):
         """log Z, Z = mean(exp(score)) * rows, from the log-means of the samples."""
         return means.logsumexp(0) + math.log(len(self.entries) / len(means))
 
-    def remember(self, record: dict[str, Tensor]) -> None:
-        """After the step: what the maps gave before it goes into the memories."""
+    def keep(self, record: dict[str, Tensor]) -> None:
+        """What the maps gave before the step goes into the memories."""
         entries = self.entries(record["crd_entry"])
         for i, side in enumerate(SIDES):
-            bank = getattr(self, f"bank_{side}")
-            mean = torch.lerp(record[f"crd_{side}"], bank[entries], self.momentum)
-            bank.index_copy_(0, entries, F.normalize(mean, dim=1))
+            mean = torch.lerp(record[f"crd_{side}"], self.banks[i, entries], self.momentum)
+            self.banks[i, entries] = F.normalize(mean, dim=1)
             if f"crd_mean_{side}" in record:
                 self.log_normalisers[i] = self._log_normaliser(record[f"crd_mean_{side}"])

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from limbeck.errors import RecipeError
 from limbeck.losses import soft_cross_entropy
@@ -48,8 +48,8 @@ class PSKD(Method):
             )
         self.entries = Entries.of(self.data.splits["train"])
         classes = self.student.shapes["logits"][0]
-        self.register_buffer("past", torch.zeros(len(self.entries), classes, dtype=_DTYPES[self.dtype]))
-        self.register_buffer("seen", torch.zeros(len(self.entries), dtype=torch.bool))
+        self.past = nn.Buffer(torch.zeros(len(self.entries), classes, dtype=_DTYPES[self.dtype]))
+        self.seen = nn.Buffer(torch.zeros(len(self.entries), dtype=torch.bool))
 
     def learn(self, batch: Batch, progress: Progress) -> Generator[Update, Outcome, None]:
         share = self.share * (progress.epoch + 1) / progress.epochs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -46,5 +46,5 @@ class RKD(LayerTransfer):
         return Objective(*terms)
 
     @staticmethod
-    def _term(loss: Callable[..., Tensor], pair: tuple[str, str], name: str, weight: Schedule, **options: int) -> Term:
+    def _term(loss: Callable[..., Tensor], pair: tuple[str, str], name: str, weight: Schedule, **options: Any) -> Term:
         return Term(loss, pair, scope="batch", bridge="none", name=name, weight=weight, **options)

@@ -80,7 +80,7 @@ class TRG(LayerTransfer):
 
     def transfer(self, student: Signals, teacher: Signals, batch: Batch) -> Loss:
         ours, theirs = self._tokens(student[self.pairs[0][0]]), self._tokens(teacher[self.pairs[0][1]])
-        seeds = fold(batch.get("view_seed", batch["id"]), _DRAW)
+        seeds = fold(batch["view_seed"] if "view_seed" in batch else batch["id"], _DRAW)
         both = {"student": ours, "teacher": theirs, "seeds": seeds}
         loss = to_schedule(self.inner_weight)(self.progress) * Loss.mean("inner", inner_relations(ours, theirs))
         loss = loss + to_schedule(self.local_weight)(self.progress) * Loss.batch("local", self._local, **both)
@@ -101,8 +101,8 @@ class TRG(LayerTransfer):
 
     def _local(self, student: Tensor, teacher: Tensor, seeds: Tensor) -> Float[Tensor, "drawn"]:
         ours, theirs = self._drawn(student, teacher, seeds)
-        options = {"neighbours": self.neighbours, "spread": self.spread, "reverse": self.direction == "student-first"}
-        return token_neighbours(ours, theirs, **options)
+        back = self.direction == "student-first"
+        return token_neighbours(ours, theirs, neighbours=self.neighbours, spread=self.spread, reverse=back)
 
     def _contrast(self, student: Tensor, teacher: Tensor, seeds: Tensor) -> Float[Tensor, "drawn"]:
         ours, theirs = (m(x) for m, x in zip(self.maps, self._drawn(student, teacher, seeds)))
