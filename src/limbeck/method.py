@@ -183,6 +183,17 @@ class Transfer(Method):
         target = self.task.target if self.task else "label"
         self.notices += self.terms.settle(self.student, self.teacher, target)
 
+    def draw(self, batch: Batch) -> Batch:
+        """Once per step, before the loss: what it needs of chance or of memory, as further columns of the batch."""
+        return batch
+
+    def keep(self, record: dict[str, Tensor]) -> None:
+        """Once per step, after the update: what the loss recorded per sample, over all pieces and processes, to remember."""
+
+    def learn(self, batch: Batch, progress: Progress) -> Generator[Update | Rebuilt, Outcome, None]:
+        outcome = yield Update("student", self.loss, self.draw(batch))
+        self.keep(outcome.record)
+
     def teacher_reads(self) -> set[str]:
         """Which of the teacher's signals are read; it stops after the last of them."""
         return self.terms.teacher_reads
@@ -221,7 +232,7 @@ class Sum(Transfer):
             elif isinstance(member, Term):
                 flat.append(Terms(member))
             elif isinstance(member, Transfer):
-                if type(member).learn is not Method.learn or type(member).trainees is not Method.trainees:
+                if not adds_up(type(member)):
                     raise RecipeError(not_a_term(name_of(type(member))))
                 flat.append(member)
             else:
@@ -252,6 +263,16 @@ class Sum(Transfer):
         for member in self._each():
             member.setup()
             self.notices += member.notices
+
+    def draw(self, batch: Batch) -> Batch:
+        for member in self._each():
+            object.__setattr__(member, "progress", self.progress)
+            batch = member.draw(batch)
+        return batch
+
+    def keep(self, record: dict[str, Tensor]) -> None:
+        for member in self._each():
+            member.keep(record)
 
     def teacher_reads(self) -> set[str]:
         return {name for member in self._each() for name in member.teacher_reads()}
@@ -334,6 +355,12 @@ class Procedure(Options, Bound):
         raise RecipeError(not_a_term(name_of(type(self))))
 
     __radd__ = __add__
+
+
+def adds_up(cls: type) -> bool:
+    """Whether a transfer is a sum of terms: who learns, from what loss and in which order is no matter of its own."""
+    own = (cls.learn, cls.loss, cls.trainees)  # type: ignore[attr-defined]
+    return issubclass(cls, Transfer) and own == (Transfer.learn, Transfer.loss, Transfer.trainees)
 
 
 def not_a_term(name: str) -> str:

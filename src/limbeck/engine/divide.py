@@ -79,7 +79,7 @@ class Divider:
         if min(pieces, most) <= 1:
             return run.one_piece(dict(batch))
         parts = _in_step(batch, min(pieces, most))
-        key = _kind(function)
+        key = (*_kind(function), frozenset(batch))  # with another column it may be another loss
         if key in self._two_passes:
             return run.two_passes(parts)
         before = random_state.capture(self.world.device)
