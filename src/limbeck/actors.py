@@ -224,7 +224,17 @@ class Actor:
         if self.view is None:
             self.look_at(batch)
         assert self.view is not None
-        return self.view(batch)
+        args, kwargs = self.view(batch)
+        if not any(transform.adds() for transform in self.view.transforms):
+            return args, kwargs
+        device = next(
+            (p.device for p in self.model.parameters()), torch.device("cpu")
+        )  # what was made of texts is on the CPU
+
+        def moved(value: Any) -> Any:
+            return value.to(device) if isinstance(value, Tensor) else value
+
+        return tuple(map(moved, args)), {name: moved(value) for name, value in kwargs.items()}
 
     def look_at(self, columns: Iterable[str]) -> View:
         """Settle a view that was not given: the parameters of `forward` that are columns of the data.

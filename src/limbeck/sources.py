@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from limbeck.errors import RecipeError, nearest
 
 STUDENT_FILE = "limbeck.json"
 WEIGHTS_FILE = "model.safetensors"
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(?<!\.safetensors)(?<!\.pt)(?<!\.pth)(?<!\.bin)")
 
 
 @dataclass
@@ -91,18 +93,25 @@ def load_model(
     if isinstance(model, nn.Module):
         source = Source(model, None, None)
     elif isinstance(model, (str, Path)) and Path(model).exists():
-        source = _from_path(Path(model), whose)
+        source = _from_path(Path(model), dict(args or {}), whose)
     elif isinstance(model, str) and ":" in model:
         source = _from_import(model, dict(args or {}), whose)
+    elif isinstance(model, str) and _HUB_NAME.fullmatch(model) and not Path(model).parent.exists():
+        from limbeck.models import adapters
+
+        source = adapters.read(model, whose, dict(args or {}))
     elif isinstance(model, str):
         raise RecipeError(
-            f"{whose}.model '{model}': no such path here ({Path.cwd()}), and not module:attribute. "
-            "Hub models are read with transformers once their files are in a local folder; give that folder."
+            f"{whose}.model '{model}': no such path here ({Path.cwd()}), not module:attribute, and not a hub name (owner/name)."
         )
     else:
         raise RecipeError(
             f"{whose}.model is a {type(model).__name__}; needed is a torch module or a string that names one."
         )
+    if isinstance(model, nn.Module) or source.weights is None:
+        from limbeck.models import adapters
+
+        adapters.settle(source)
     if weights is not None:
         load_weights(source.model, weights, whose)
         source.weights = Path(weights).resolve()
@@ -153,11 +162,14 @@ def rebuild(model: nn.Module, folder: str | Path, whose: str = "student") -> Non
     load_weights(model, Path(folder) / WEIGHTS_FILE, whose)
 
 
-def _from_path(path: Path, whose: str) -> Source:
+def _from_path(path: Path, args: dict[str, Any], whose: str) -> Source:
+    from limbeck.models import adapters
+
     folder = path / "student" if (path / "student" / STUDENT_FILE).exists() else path
     if (folder / STUDENT_FILE).exists():
         facts = json.loads((folder / STUDENT_FILE).read_text())
-        if not facts.get("model"):
+        source = adapters.rebuilt(folder, facts, whose)
+        if source is None and not facts.get("model"):
             raise RecipeError(
                 f"{folder} holds the weights of {facts.get('class', 'a model')} given in Python, which has no address. "
                 + (
@@ -166,15 +178,16 @@ def _from_path(path: Path, whose: str) -> Source:
                     else f"Build the model yourself and pass {whose}.weights={folder / WEIGHTS_FILE}"
                 )
             )
-        source = load_model(facts["model"], args=facts.get("args"), whose=whose)
+        source = source or load_model(facts["model"], args=facts.get("args"), whose=whose)
         rebuild(source.model, folder, whose)
         source.origin = source.origin or source.spec
         source.spec, source.surgery = {"model": str(path)}, [*source.surgery, *facts.get("surgery", [])]
         source.weights = (folder / WEIGHTS_FILE).resolve()
         source.view, source.taps, source.labels = facts.get("view"), facts.get("taps") or {}, facts.get("labels")
         return source
-    if (path / "config.json").exists():
-        return _from_transformers(path, whose)
+    family = adapters.folder_of(path)
+    if family is not None:
+        return adapters.read(path, whose, args, family)
     if (path / "cache.json").exists():
         raise RecipeError(f"{whose}.model {path}: a cache holds a teacher's answers and no network: teacher={path}")
     if (path / "recipe.yaml").exists():
@@ -188,21 +201,6 @@ def _from_path(path: Path, whose: str) -> Source:
     raise RecipeError(
         f"{whose}.model {path}: neither a run folder ({STUDENT_FILE}) nor a transformers folder (config.json)."
     )
-
-
-def _from_transformers(path: Path, whose: str) -> Source:
-    try:
-        import transformers
-    except ModuleNotFoundError as error:
-        raise RecipeError(
-            f"{whose}.model {path} is a transformers folder: pip install 'limbeck[text]' to read it."
-        ) from error
-    config = transformers.AutoConfig.from_pretrained(path)
-    names = getattr(config, "architectures", None) or []
-    kind = getattr(transformers, names[0], None) if names else None
-    model = (kind or transformers.AutoModel).from_pretrained(path)
-    labels = list(config.id2label.values()) if names and "Classification" in names[0] else None
-    return Source(model, {"model": str(path)}, path.resolve(), labels=labels)
 
 
 def read_weights(path: str | Path, whose: str) -> dict[str, Tensor]:

@@ -32,7 +32,7 @@ class Graph(nn.Module):
         super().__init__()
         assert student.view is not None
         self.names = input_names(student)
-        view = View(*student.view.keys, **student.view.named)  # type: ignore[arg-type]
+        view = View(*student.view.keys, **{name: name for name in student.view.named})  # type: ignore[arg-type]
         answer = {name: path for name, path in student.paths.items() if name == ANSWER}
         self.model = student.model
         self.answers: tuple[str, ...] = (ANSWER,)

@@ -81,21 +81,20 @@ def on_cpu(student: Student) -> Student:
 
 
 def input_names(student: Student) -> tuple[str, ...]:
-    """The columns with which the model is called, those by position first; each once."""
+    """What the inputs of a graph are called: a column that is given by position, the parameter of one given by keyword."""
     assert student.view is not None
-    return tuple(dict.fromkeys((*student.view.keys, *student.view.named.values())))
+    return tuple(dict.fromkeys((*student.view.keys, *student.view.named)))
 
 
 def inputs(student: Student, batch: dict[str, Any]) -> dict[str, Tensor]:
-    """What the model is called with for this batch, by column, after the view's transforms.
+    """What the model is called with for this batch, by `input_names`, after the view's transforms.
 
     Raises:
         RecipeError: a column is not a tensor, so that no graph can take it.
     """
     args, kwargs = student.shown(batch)
-    view = student.view
-    assert view is not None
-    found = dict(zip(view.keys, args)) | {view.named[name]: value for name, value in kwargs.items()}
+    assert student.view is not None
+    found = dict(zip(student.view.keys, args)) | kwargs
     for name, value in found.items():
         if not isinstance(value, Tensor):
             raise RecipeError(

@@ -40,7 +40,7 @@ class Shipped(nn.Module):
         super().__init__()
         self.path, self.facts = path, facts
         view = View.of(facts["view"])
-        self._keys, self._named = view.keys, dict(view.named)
+        self._keys = view.keys
         self._run: list[Any] = [_opened(path, facts)]
         small = "" if facts["quantize"] == "none" else f" {facts['quantize']}"
         self.called = f"{facts['class']} as {facts['format']}{small}"
@@ -50,7 +50,7 @@ class Shipped(nn.Module):
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> dict[str, Tensor]:
         """Answers by name, for the arguments of the student's view."""
-        columns = dict(zip(self._keys, args)) | {self._named[name]: value for name, value in kwargs.items()}
+        columns = dict(zip(self._keys, args)) | kwargs
         return dict(zip(self.facts["outputs"], self._run[0](columns)))
 
 

@@ -12,6 +12,7 @@ from limbeck import __version__
 from limbeck.actors import Student
 from limbeck.data.tensors import Data
 from limbeck.engine import weights
+from limbeck.models import adapters
 from limbeck.shipping import card as cards
 from limbeck.sources import STUDENT_FILE, WEIGHTS_FILE, load_weights, save_weights
 from limbeck.tasks import Task
@@ -45,6 +46,7 @@ def write(folder: Path, student: Student, task: Task, data: Data, spec: dict[str
         "columns": data.columns,
     }
     (aside / STUDENT_FILE).write_text(json.dumps(facts, indent=1) + "\n")
+    adapters.keep(student.model, aside, student.source.weights)
     if task.labels:
         (aside / "labels.json").write_text(json.dumps(task.labels) + "\n")
     if folder.exists():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from limbeck.actors import Student
 from limbeck.errors import RecipeError
+from limbeck.models.adapters.of_transformers import copy_beside
 from limbeck.shipping.checking import compare
 from limbeck.shipping.graph import Graph, quietly
 from limbeck.shipping.package import Package, on_cpu
@@ -19,13 +19,6 @@ from limbeck.sources import STUDENT_FILE
 NAME = "transformers"
 QUANTIZES = ("none",)
 NEEDS_NETWORK = True
-
-# What tokenizers and processors of transformers are read from; anything else in a source folder is somebody's own.
-_BESIDE = (
-    *("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "spiece.model"),
-    *("sentencepiece*.model", "preprocessor_config.json", "processor_config.json", "image_processor*.json"),
-    *("feature_extractor*.json", "video_preprocessor_config.json", "chat_template*", "generation_config.json"),
-)
 
 
 def check(student: Student) -> None:
@@ -55,7 +48,7 @@ def write(package: Package) -> dict[str, Any]:
         model.config.label2id = {label: i for i, label in enumerate(student.labels)}
     with quietly():
         model.save_pretrained(package.folder)
-    copied = _copy_beside(_origin(package), package.folder)
+    copied = copy_beside(_origin(package), package.folder)
     told: dict[str, Any] = {"file": "", "outputs": ["logits"], "copied": copied}
     with quietly():
         again = type(model).from_pretrained(package.folder)
@@ -97,13 +90,3 @@ def _origin(package: Package) -> Path | None:
         if place and Path(place).is_dir() and (Path(place) / "config.json").exists():
             return Path(place)
     return None
-
-
-def _copy_beside(origin: Path | None, folder: Path) -> list[str]:
-    copied = []
-    for pattern in _BESIDE if origin is not None else ():
-        for file in sorted(origin.glob(pattern) if origin is not None else ()):
-            if file.is_file() and not (folder / file.name).exists():
-                shutil.copyfile(file, folder / file.name)
-                copied.append(file.name)
-    return copied

@@ -17,6 +17,7 @@ from limbeck.transforms.augmentation import Apply
 from limbeck.transforms.base import KNOWN, RandomTransform, Transform
 from limbeck.transforms.corruption import Noise, RandomMask
 from limbeck.transforms.modalities import ModalityDropout, Subset
+from limbeck.transforms.preparation import Standardise, Tokenise
 
 __all__ = ["Apply", "ModalityDropout", "Noise", "RandomMask", "RandomTransform", "Subset", "Transform", "to_transform"]
 
@@ -26,6 +27,8 @@ KNOWN |= {
     "noise": Noise,
     "random-mask": RandomMask,
     "apply": Apply,
+    "standardise": Standardise,
+    "tokenise": Tokenise,
 }
 
 

@@ -1,0 +1,75 @@
+"""What libraries of models say of their own: how a folder is read, where one listens, what the model is shown.
+
+One file per family. `FAMILIES` goes by the module that a model's class comes from, `FOLDERS` by the file that tells a
+folder apart; a family's file has any of `settle(source)`, `read(place, whose, args)` and `keep(model, folder, origin)`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from limbeck.sources import Source
+
+_HERE = "limbeck.models.adapters"
+FOLDERS = {"modules.json": "of_sentence_transformers", "config.json": "of_transformers"}  # in this order
+FAMILIES = {
+    "transformers": "of_transformers",
+    "timm": "of_timm",
+    "torchvision": "of_torchvision",
+    "open_clip": "of_open_clip",
+}
+
+
+def folder_of(path: Path) -> str | None:
+    """The family whose folder this is."""
+    return next((family for file, family in FOLDERS.items() if (path / file).exists()), None)
+
+
+def read(place: str | Path, whose: str, args: Mapping[str, Any], family: str = "of_transformers") -> Source:
+    """A model out of its folder (or by its hub name), with what its own files say of it.
+
+    Raises:
+        RecipeError: the library is missing, or cannot read the folder.
+    """
+    source: Source = importlib.import_module(f"{_HERE}.{family}").read(place, whose, dict(args))
+    settle(source)
+    return source
+
+
+def rebuilt(folder: Path, facts: Mapping[str, Any], whose: str) -> Source | None:
+    """The network of a student folder that has its library's configuration, weights as constructed; None for any other."""
+    if not (folder / "config.json").exists():
+        return None
+    from limbeck.models.adapters import of_transformers
+    from limbeck.sources import Source
+
+    spec = {"model": facts["model"], "args": facts.get("args") or {}} if facts.get("model") else None
+    source = Source(of_transformers.rebuild(folder, whose), spec, None)
+    settle(source)
+    return source
+
+
+def settle(source: Source) -> None:
+    """Fill in what nobody gave: taps, class names and a view, for a model whose library is known."""
+    family = family_of(source.model)
+    if family is not None:
+        importlib.import_module(f"{_HERE}.{family}").settle(source)
+
+
+def keep(model: nn.Module, folder: Path, origin: str | Path | None) -> None:
+    """Write beside a student's weights what its library needs to build it again (a configuration, a tokenizer)."""
+    family = family_of(model)
+    module = None if family is None else importlib.import_module(f"{_HERE}.{family}")
+    if hasattr(module, "keep"):
+        module.keep(model, folder, None if origin is None else Path(origin))  # type: ignore[union-attr]
+
+
+def family_of(model: nn.Module) -> str | None:
+    """The family that the class of a model comes from; somebody's own subclass is theirs to describe."""
+    return FAMILIES.get(type(model).__module__.partition(".")[0])
