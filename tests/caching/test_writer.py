@@ -27,9 +27,8 @@ def fill(path, most=None, rank=0):
     with Writer(path, rank) as writer:
         for number in missing[:most]:
             writer.add(folder.shards[number], tensors(folder.shards[number]))
-    if most is None:
-        if missing:
-            folder.end()
+    if most is None and missing:
+        folder.end()
     return missing
 
 
@@ -124,6 +123,8 @@ def test_a_foreign_folder_and_another_question_are_refused(tmp_path):
 def test_what_goes_wrong_in_the_writing_thread_is_raised(tmp_path):
     folder = Folder(tmp_path, header())
     folder.begin()
-    with pytest.raises(IsADirectoryError), Writer(tmp_path) as writer:
-        (tmp_path / folder.shards[0].file).mkdir()
-        writer.add(folder.shards[0], tensors(folder.shards[0]))
+    (tmp_path / folder.shards[0].file).mkdir()
+    writer = Writer(tmp_path)
+    writer.add(folder.shards[0], tensors(folder.shards[0]))
+    with pytest.raises(IsADirectoryError):
+        writer.__exit__(None, None, None)

@@ -101,7 +101,7 @@ def _ray() -> Any:
         import ray
         import ray.data
     except ModuleNotFoundError as error:
-        raise RecipeError("--ray needs Ray: pip install 'limbeck[ray]'") from error
+        raise RecipeError("--ray needs Ray: pip install 'limbeck[cluster]'") from error
     return ray
 
 
