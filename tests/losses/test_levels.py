@@ -116,3 +116,11 @@ def test_mistakes_are_answered_in_sentences():
             loss(x, x, temperatures=(1.0, 0))
         with pytest.raises(RecipeError, match=r"\[2, 3\], the teacher's \[2, 4\]"):
             loss(x, torch.zeros(2, 4), temperatures=(1.0,))
+
+
+def test_gram_matrices_stay_in_single_precision_under_autocast():
+    s, t = logits(6, 5).float(), logits(6, 5, seed=1).float()
+    for loss in LEVELS[1:]:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = loss(s, t, temperatures=TEMPERATURES)
+        assert torch.equal(found, loss(s, t, temperatures=TEMPERATURES))

@@ -1,4 +1,4 @@
-"""What the methods on logits share: the classes' dimension, what counts, and labels among the classes of both."""
+"""What the methods on logits share: what counts, and labels among the classes of both."""
 
 import pytest
 import torch
@@ -9,18 +9,14 @@ from limbeck.engine.course import settle
 from limbeck.errors import RecipeError
 from limbeck.losses import kl
 from limbeck.methods.dkd import DKD
-from limbeck.methods.logits import LogitTransfer, class_dim
+from limbeck.methods.logits import LogitTransfer
 from limbeck.objectives import Objective, Term
 from limbeck.tasks import Task
 
 
 class Plain(LogitTransfer):
     def objective(self):
-        return Objective(Term(kl, dim=self.dim, mask=self.mask))
-
-
-def test_the_classes_of_maps_come_first():
-    assert [class_dim(shape) for shape in [(4,), (6, 4), (4, 8, 8)]] == [-1, -1, 1]
+        return Objective(Term(kl, mask=self.mask))
 
 
 @pytest.mark.parametrize("kind", ["vectors", "maps", "tokens"])

@@ -2,7 +2,7 @@
 
 The functions are of **batch scope** (`Term(..., scope="batch")`, `Loss.batch`), because they set aside what the teacher is
 surer of than the median of the batch; only `kl_at` is not. They take logits [batch, classes], student first, compute
-in fp32 at least, and let gradients into both arguments, but not through the choice of what counts.
+in fp32 at least (also under autocast), and let gradients into both arguments, but not through the choice of what counts.
 
 - `temperatures`: each T > 0 adds a term. Means are over all samples (classes), set aside or not, so a half that counts
   weighs half.
@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from limbeck.errors import RecipeError
+from limbeck.losses.columns import products
 from limbeck.losses.divergences import kl
 from limbeck.losses.masking import paired
 from limbeck.losses.standardise import standardised_kl
@@ -60,7 +61,10 @@ def relation_of_classes(
     """
     given = less_sure_half(torch.softmax(teacher.detach(), 1).sum(0))
     per_class = torch.stack(
-        [(t.mT @ t - s.mT @ s).square().sum(0) for s, t in _probabilities(student, teacher, temperatures)]
+        [
+            (products(t.mT, t.mT) - products(s.mT, s.mT)).square().sum(0)
+            for s, t in _probabilities(student, teacher, temperatures)
+        ]
     ).sum(0)
     return _counted(per_class, given, select).mean()
 
@@ -71,7 +75,7 @@ def relation_of_samples(
     """Sum over T of ||Y_t Y_t' - Y_s Y_s'||_F^2 / B: one number. Samples count as in `unsure_kl` (columns)."""
     unsure = less_sure_half(torch.softmax(teacher.detach(), 1).amax(1))
     per_sample = torch.stack(
-        [(t @ t.mT - s @ s.mT).square().sum(0) for s, t in _probabilities(student, teacher, temperatures)]
+        [(products(t, t) - products(s, s)).square().sum(0) for s, t in _probabilities(student, teacher, temperatures)]
     ).sum(0)
     return _counted(per_sample, unsure, select).mean()
 

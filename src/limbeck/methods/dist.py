@@ -34,7 +34,7 @@ class DIST(LogitTransfer):
     gamma: Scalar = 1.0
 
     def objective(self) -> Objective:
-        shared: dict[str, Any] = {"temperature": self.temperature, "dim": self.dim, "mask": self.mask}
+        shared: dict[str, Any] = {"temperature": self.temperature, "mask": self.mask}
         return Objective(
             Term(pearson_samples, weight=self.beta, name="samples", **shared),
             Term(pearson_classes, weight=self.gamma, name="classes", scope="batch", **shared),

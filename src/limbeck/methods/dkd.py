@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
@@ -35,8 +35,7 @@ class DKD(LabelledTransfer):
     weight: Scalar = Warmup(share=20 / 240)
 
     def objective(self) -> Objective:
-        shared: dict[str, Any] = {"temperature": self.temperature, "dim": self.dim}
         return Objective(
-            Term(target_kl, weight=self.alpha, name="target", **shared),
-            Term(nontarget_kl, weight=self.beta, name="nontarget", **shared),
+            Term(target_kl, weight=self.alpha, name="target", temperature=self.temperature),
+            Term(nontarget_kl, weight=self.beta, name="nontarget", temperature=self.temperature),
         )

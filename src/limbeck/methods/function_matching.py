@@ -47,7 +47,7 @@ class FunctionMatching(LogitTransfer):
     task_weight: Scalar = 0.0
 
     def objective(self) -> Objective:
-        return Objective(Term(kl, temperature=self.temperature, dim=self.dim, mask=self.mask))
+        return Objective(Term(kl, temperature=self.temperature, mask=self.mask))
 
     def setup(self) -> None:
         super().setup()

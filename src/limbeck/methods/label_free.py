@@ -56,7 +56,7 @@ class SSLD(LogitTransfer):
     task_weight: Scalar = 0.0
 
     def objective(self) -> Objective:
-        at: dict[str, Any] = {"temperature": self.temperature, "dim": self.dim, "mask": self.mask}
+        at: dict[str, Any] = {"temperature": self.temperature, "mask": self.mask}
         if self.parity == "released":
             if self.divergence != "jeffreys":
                 raise RecipeError(

@@ -33,4 +33,4 @@ class LogitStandardisation(LogitTransfer):
     task_weight: Scalar = 0.1
 
     def objective(self) -> Objective:
-        return Objective(Term(standardised_kl, temperature=self.temperature, dim=self.dim, mask=self.mask))
+        return Objective(Term(standardised_kl, temperature=self.temperature, mask=self.mask))

@@ -34,12 +34,6 @@ class NKD(LabelledTransfer):
 
     def objective(self) -> Objective:
         return Objective(
-            Term(target_cross_entropy, name="target", dim=self.dim),
-            Term(
-                nontarget_cross_entropy,
-                weight=self.gamma,
-                name="nontarget",
-                temperature=self.temperature,
-                dim=self.dim,
-            ),
+            Term(target_cross_entropy, name="target"),
+            Term(nontarget_cross_entropy, weight=self.gamma, name="nontarget", temperature=self.temperature),
         )
