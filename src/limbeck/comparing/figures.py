@@ -96,6 +96,7 @@ class Figures:
                 "seconds": statistics.median(run.found["seconds"] for run in done) if done else None,
                 "steps": statistics.median(run.found["steps"] for run in done) if done else None,
                 "trials": tune,
+                "trial_seconds": next((run.trial_seconds for run in runs if run.tuned), None),
             },
         }
 
@@ -117,10 +118,10 @@ class Figures:
     def _over_samples(self, pairs: Sequence[tuple[Entry, Entry]]) -> Interval | None:
         groups: dict[Any, list[tuple[Tensor, Tensor]]] = {}  # runs on the same rows
         for ours, theirs in pairs:
-            a, b = self._score(ours), self._score(theirs)
-            if a is None or b is None or not torch.equal(a[1], b[1]):
+            one, other = self._score(ours), self._score(theirs)
+            if one is None or other is None or not torch.equal(one[1], other[1]):
                 return None
-            groups.setdefault((ours.found["data"], len(a[1])), []).append((a[0], b[0]))
+            groups.setdefault((ours.found["data"], len(one[1])), []).append((one[0], other[0]))
         a, b = (
             torch.cat([torch.stack([pair[side] for pair in group]).mean(0) for group in groups.values()])
             for side in (0, 1)

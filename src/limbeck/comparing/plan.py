@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.errors import RecipeError
+from limbeck.method import Method, Procedure, Sum, name_of
 from limbeck.recipe import Recipe, text
+from limbeck.recipe.comparing import difference
 from limbeck.recipe.live import absent, revive, spell
 from limbeck.run import Run, Source
 
@@ -31,7 +33,7 @@ class Entry:
             are one, `seed,teacher`).
         problem: what tells its data, its task and what its student sees from those of others.
         status: `planned`, `finished` or `failed`, the last with a `reason`.
-        tuned: settings that tuning has found.
+        tuned: settings that tuning has found, after so many `trial_seconds`.
         found: the figures of a finished run.
     """
 
@@ -45,6 +47,7 @@ class Entry:
     status: str = "planned"
     reason: str | None = None
     tuned: dict[str, Any] = field(default_factory=dict)
+    trial_seconds: float | None = None
     found: dict[str, Any] = field(default_factory=dict)
 
 
@@ -87,9 +90,7 @@ def plan(
     for source in sources or [Recipe.of(keys or {})]:
         base, title, run = _opened(source)
         base = base.with_keys(keys) if keys and sources else base
-        while title in made.recipes:
-            title = _next(title)
-        made.recipes[title] = json.loads(json.dumps(base.to_mapping(), default=str))
+        title = _add(made.recipes, title, json.loads(json.dumps(base.to_mapping(), default=str)))
         for values in itertools.product(*settings.values()):
             chosen = dict(zip(settings, values))
             recipe = base
@@ -99,7 +100,7 @@ def plan(
                 "",
                 _mark(recipe),
                 title,
-                _plain(chosen),
+                {key: _plain(value) for key, value in chosen.items()},
                 _method(recipe),
                 _problem(recipe, chosen),
                 _seed(chosen, recipe),
@@ -125,7 +126,7 @@ def labels(entries: Sequence[Entry]) -> dict[str, Label]:
         parts = {"recipe" if sources == "recipe" else "method": getattr(entry, sources)} if several else {}
         for key in keys:
             if not (entry.method == ALONE and _is(key, ("teacher",))):  # the same run, whoever does not teach
-                parts[key] = _phrase(entry.settings[key]) if key in entry.settings else entry.method
+                parts[key] = _said(entry.settings[key]) if key in entry.settings else entry.method
         shown = [value if key in ("method", "recipe") else f"{key}={value}" for key, value in parts.items()]
         found[entry.mark] = Label(where[entry.mark], ", ".join(shown) or entry.method, tuple(parts.items()))
     return found
@@ -178,6 +179,17 @@ def _opened(source: Source | Run) -> tuple[Recipe, str, Run | None]:
     return recipe, recipe.name, None
 
 
+def _add(recipes: dict[str, dict[str, Any]], title: str, mapping: dict[str, Any]) -> str:
+    """A recipe under a title of its own, or that of one which differs in nothing but the seed."""
+    for known, other in recipes.items():
+        if all(said.startswith("seed is ") for said in difference(other, mapping)):
+            return known
+    while title in recipes:
+        title = _next(title)
+    recipes[title] = mapping
+    return title
+
+
 def _changed(recipe: Recipe, key: str, value: Any) -> Recipe:
     names = [part.strip() for part in key.split(",")]
     own = len(names) > 1 and isinstance(value, (list, tuple)) and len(value) == len(names)
@@ -215,12 +227,15 @@ def _problem(recipe: Recipe, chosen: Mapping[str, Any]) -> dict[str, Any]:
 
 def _seed(chosen: Mapping[str, Any], recipe: Recipe) -> str:
     """The seed of the recipe, and whatever else is repeated with other draws."""
-    more = [_phrase(spell(value)) for key, value in chosen.items() if _is_seed(key) and "seed" not in key.split(",")]
+    more = [_said(spell(value)) for key, value in chosen.items() if _is_seed(key) and "seed" not in key.split(",")]
     return "-".join([str(recipe.seed), *more])
 
 
-def _plain(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: json.loads(json.dumps(spell(value), default=str)) for key, value in chosen.items()}
+def _plain(value: Any) -> Any:
+    """A value as plain data; a method that was given as an object is its name with the options that were set."""
+    if isinstance(value, (Method, Procedure)) and not isinstance(value, Sum):
+        return {"use": name_of(type(value))} | value.options(all=False)
+    return json.loads(json.dumps(spell(value), default=str))
 
 
 def _is(key: str, sections: Sequence[str]) -> bool:
@@ -236,7 +251,7 @@ def _is_seed(key: str) -> bool:
 def _varied(told: Sequence[Mapping[str, Any]]) -> list[str]:
     """The keys that do not have the same value everywhere."""
     keys = dict.fromkeys(key for one in told for key in one)
-    return [key for key in keys if len({_phrase(one.get(key, "?")) for one in told}) > 1]
+    return [key for key in keys if len({json.dumps(one.get(key, "?"), sort_keys=True) for one in told}) > 1]
 
 
 def _problems(entries: Sequence[Entry]) -> list[str]:
@@ -244,7 +259,7 @@ def _problems(entries: Sequence[Entry]) -> list[str]:
     keys = _varied([entry.problem for entry in entries])
     return [
         ", ".join(
-            _phrase(entry.problem.get(key)) if key == "data.path" else f"{key} {_phrase(entry.problem.get(key))}"
+            _said(entry.problem.get(key)) if key == "data.path" else f"{key} {_said(entry.problem.get(key))}"
             for key in keys
         )
         for entry in entries
@@ -257,8 +272,13 @@ def _sources(entries: Sequence[Entry], where: Mapping[str, str]) -> str:
     return "method" if len({(problem, method) for problem, _, method in pairs}) == len(pairs) else "recipe"
 
 
-def _phrase(value: Any) -> str:
-    return text.phrase(value)
+def _said(value: Any) -> str:
+    """A value in the name of an arm: `kd`, `kd temperature=2`, `kd + rkd`."""
+    if isinstance(value, list) and value and all(isinstance(one, Mapping) and "use" in one for one in value):
+        return " + ".join(map(_said, value))
+    if isinstance(value, Mapping) and "use" in value:
+        return " ".join([str(value["use"]), *(f"{key}={_said(one)}" for key, one in value.items() if key != "use")])
+    return value if isinstance(value, str) else text.phrase(value)
 
 
 def _next(title: str, sign: str = "-") -> str:

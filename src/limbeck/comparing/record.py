@@ -63,8 +63,8 @@ class Record:
                 self.entries.append(entry)
                 entry.name = "" if entry.name in taken else entry.name
             elif mine.status != "finished":
-                mine.status, mine.reason, mine.tuned = entry.status, entry.reason, entry.tuned
-                mine.found, mine.method = entry.found, entry.method
+                for fact in ("status", "reason", "tuned", "trial_seconds", "found", "method"):
+                    setattr(mine, fact, getattr(entry, fact))
         name(self.entries)
 
     def _refuse(self, other: Record) -> None:

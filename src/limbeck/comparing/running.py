@@ -6,10 +6,12 @@ import shutil
 from pathlib import Path
 
 from limbeck import control
-from limbeck.comparing import figures, tables
+from limbeck.comparing import figures, tables, tuning
 from limbeck.comparing.plan import ALONE, Entry, Plan, labels, slug
 from limbeck.comparing.record import Record
+from limbeck.data.tensors import Data
 from limbeck.engine.trainer import Observer, Silent, Stopped
+from limbeck.errors import RecipeError
 from limbeck.recipe import Recipe
 from limbeck.report import write as write_report
 from limbeck.run import Run, distill
@@ -28,14 +30,19 @@ class Conductor:
     def __init__(self, record: Record, plan: Plan | None, terminal: Terminal | None, command: str | None):
         self.record, self.plan, self.terminal, self.command = record, plan, terminal, command
         self.figures = figures.Figures(record.folder)
+        self._seen: dict[tuple[str, str], Data] = {}  # by problem and seed: what tuning is shown
+        self._hopeless: dict[tuple[str, str], str] = {}  # arms of which every trial failed
 
     def run(self) -> None:
         """Everything that is planned and not finished: seed by seed, so that what there is can be compared early."""
         assert self.plan is not None
-        self.record.save(self.figures)
-        due = [entry for entry in self.record.entries if entry.mark in self.plan.ready and not self._finished(entry)]
+        due = [entry for entry in self.record.entries if entry.mark in self.plan.ready and entry.status != "finished"]
         seeds = list(dict.fromkeys(entry.seed for entry in due))
         due.sort(key=lambda entry: (seeds.index(entry.seed), entry.method != ALONE))
+        if self.record.tune and due:
+            tuning.the_optuna()
+            self._data(due[0])  # without a validation split nothing is started
+        self.record.save(self.figures)
         for number, entry in enumerate(due):
             prefix = f"{number + 1}/{len(due)} · {entry.name} · "
             try:
@@ -65,27 +72,63 @@ class Conductor:
             folders = [folder for folder in done if (folder / "result.json").exists()]
             page = f"report-{slug(problem['name'])}.html" if len(result["problems"]) > 1 else "report.html"
             if folders:
-                write_report(folders, self.record.folder / page)
+                write_report(folders, self.record.folder / page, first=tables.section(result, problem["name"]))
 
     def _one(self, entry: Entry, prefix: str) -> None:
         assert self.plan is not None
         folder, recipe = self.record.folder / entry.name, self.plan.ready[entry.mark]
-        if entry.mark in self.plan.there:
+        if self.record.tune:
+            recipe = self._tuned(entry, recipe, prefix)
+        if entry.mark in self.plan.there and not self.record.tune:
             bring(self.plan.there[entry.mark].folder, folder)
         else:
             distill(recipe, out=folder, observer=self._watching(prefix), command=self.command)
         entry.status, entry.reason = "finished", None
         entry.found, entry.method = figures.found(folder), str(Run(folder).result["method"])
-        if entry.method == ALONE and recipe.control == "train":
+        if entry.found["metric"] is None:
+            raise RecipeError(f"its {entry.found['of']} is not defined on the split {entry.found['split']}.")
+        others = any(other.method != ALONE for other in self.record.entries)
+        if entry.method == ALONE and recipe.control == "train" and others:
             serve_as_control(folder, recipe)
+
+    def _tuned(self, entry: Entry, recipe: Recipe, prefix: str) -> Recipe:
+        """The recipe with the settings of its arm, found with the arm's first seed or known before.
+
+        A `supervised` arm is tuned as the others are, and then it is what they are compared with: a control with the
+        settings of each would cost as much again and answer another question.
+        """
+        told = labels(self.record.entries)
+        label = told[entry.mark]
+        alike = [other for other in self.record.entries if told[other.mark].problem == label.problem]
+        where = (label.problem, label.arm)
+        known = next((o for o in alike if o.tuned and told[o.mark].arm == label.arm), None)
+        if known is None and where in self._hopeless:
+            raise RecipeError(self._hopeless[where])
+        if known is None:
+            folder = self.record.folder / "tuning" / slug("-".join(filter(None, where)))
+            blind = tuning.blind(recipe, self._data(entry))
+            try:
+                found = tuning.tune(blind, self.record.tune, folder, self._watching(f"{prefix}tuning · "), self.command)
+            except RecipeError as error:
+                self._hopeless[where] = str(error)
+                raise
+            entry.tuned, entry.trial_seconds = found
+        else:
+            entry.tuned, entry.trial_seconds = known.tuned, known.trial_seconds
+        recipe = tuning.changed(recipe, entry.tuned)
+        return recipe.with_keys({"control": "none"}) if any(other.method == ALONE for other in alike) else recipe
+
+    def _data(self, entry: Entry) -> Data:
+        assert self.plan is not None
+        where = (labels(self.record.entries)[entry.mark].problem, entry.seed)
+        if where not in self._seen:
+            self._seen[where] = tuning.seen(self.plan.ready[entry.mark])
+        return self._seen[where]
 
     def _failed(self, entry: Entry, reason: str) -> None:
         entry.status, entry.reason, entry.found = "failed", " ".join(reason.removeprefix("RecipeError: ").split()), {}
         if self.terminal is not None:
             self.terminal.say(f"{entry.name} failed: {entry.reason}")
-
-    def _finished(self, entry: Entry) -> bool:
-        return entry.status == "finished" and (self.record.folder / entry.name / "result.json").exists()
 
     def _watching(self, prefix: str) -> Observer:
         if self.terminal is None:

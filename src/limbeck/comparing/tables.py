@@ -11,8 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from limbeck.comparing.figures import BASES
-from limbeck.report import numbers
+from limbeck.report import markup, numbers
+from limbeck.report.markup import Cell, esc, figure, table, words
 from limbeck.report.vocabulary import Word, word
+
+RANKS = ["", "mean rank"]
 
 
 @dataclass
@@ -30,7 +33,7 @@ def grids(result: Mapping[str, Any]) -> list[Grid]:
     found = [_problem(problem) for problem in result["problems"]]
     if result["ranks"]:
         rows = [[row["arm"], f"{row['rank']:.2f}"] for row in result["ranks"]]
-        found.append(Grid(f"mean rank over {len(result['problems'])} problems, 1 is best", ["", "rank"], rows))
+        found.append(Grid(f"mean rank over {len(result['problems'])} problems, 1 is best", RANKS, rows))
     return found
 
 
@@ -55,7 +58,10 @@ def _problem(problem: Mapping[str, Any]) -> Grid:
     shown = [column for column in columns if any(column[1])]
     unit = " Differences of shares are in percentage points." if written.is_share else ""
     said = [f"Means ± standard deviation over seeds on {problem['split'] or 'test'}; time and steps of one run.{unit}"]
-    said += [f"{failed['run']} failed: {failed['reason']}" for row in arms for failed in row["failed"]]
+    failures: dict[str, list[str]] = {}
+    for failed in (failed for row in arms for failed in row["failed"]):
+        failures.setdefault(failed["reason"], []).append(failed["run"])
+    said += [f"{', '.join(runs)} failed: {reason}" for reason, runs in failures.items()]
     said += [f"{row['arm']} was tuned to {_settings(row['tuned'])}" for row in arms if row["tuned"]]
     return Grid(problem["name"], [head for head, _ in shown], [list(row) for row in zip(*(c for _, c in shown))], said)
 
@@ -132,6 +138,22 @@ def latex(result: Mapping[str, Any]) -> str:
 
 def _tex(cell: str) -> str:
     return "".join(_TEX.get(sign, sign) for sign in cell)
+
+
+def section(result: Mapping[str, Any], problem: str) -> str:
+    """The table of one problem, and the mean ranks, as a section of the report."""
+    shown = [grid for grid in grids(result) if grid.title == problem or grid.heads == RANKS]
+    drawn = []
+    for grid in shown:
+        rows = [
+            [words(row[0]), *(Cell(esc(cell), style="strong" if i == 0 else "") for i, cell in enumerate(row[1:]))]
+            for row in grid.rows
+        ]
+        caption = " ".join(esc(said, 2000) for said in grid.below) or esc(grid.title)
+        drawn.append(
+            figure(table([esc(head) for head in grid.heads], rows, sortable=False), caption, kind="tab", wide=True)
+        )
+    return markup.section("arms", "Arms compared", *drawn)
 
 
 def terminal(result: Mapping[str, Any]) -> Group:
