@@ -148,3 +148,11 @@ def test_mistakes_are_answered_in_sentences():
             loss(x, x, temperature=0)
         with pytest.raises(RecipeError, match=r"mask of a loss has shape \[3\]"):
             loss(x, x, mask=torch.ones(3, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("loss", BOTH)
+def test_autocast_does_not_make_it_coarse(loss):
+    s, t = logits(8, 5).float(), logits(8, 5, seed=1).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = loss(s, t)
+    assert torch.equal(found, loss(s, t))
