@@ -15,7 +15,7 @@ from limbeck.actors import Actor, Teacher
 from limbeck.errors import RecipeError
 from limbeck.method import Transfer
 
-EMBEDDING = "embedding"
+EMBEDDING, LOGITS = "embedding", "logits"
 _CLASSIFIERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -203,7 +203,7 @@ class LayerTransfer(Transfer):
 def listen(actor: Actor, name: str) -> str:
     """Tap a place that has no name yet; gives the name of its signal."""
     held = getattr(actor, "holds", None)
-    if held is not None or name in actor.paths or name in actor.shapes:
+    if held is not None or name in actor.paths or name in actor.shapes or name == LOGITS:
         return name
     several = isinstance(actor, Teacher) and len(actor.members) > 1
     actor.tap(name, name.partition(".")[2] if several else name)
@@ -221,7 +221,7 @@ def embedding(actor: Actor, batch: Mapping[str, Any]) -> str:
 def _places(actor: Actor, batch: Mapping[str, Any], most: int) -> list[str]:
     held = getattr(actor, "holds", None)
     if held is not None:
-        return [name for name in held if name not in ("logits", EMBEDDING)][-most:]
+        return [name for name in held if name not in (LOGITS, EMBEDDING)][-most:]
     one_network(actor)
     return stages(actor, on_device(actor, batch), most)
 

@@ -6,7 +6,8 @@ import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import torch
 from rich.console import Console
@@ -366,7 +367,11 @@ def _plain(annotation: Any) -> str:
         return "number or schedule"
     if get_origin(annotation) is Literal:
         return " | ".join(map(str, get_args(annotation)))
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+    if get_origin(annotation) is Annotated:
+        return _plain(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return " | ".join(_plain(part) for part in get_args(annotation) if part is not NoneType)
+    return annotation.__name__ if isinstance(annotation, type) and get_origin(annotation) is None else str(annotation).replace("typing.", "")
 
 
 def _pairs(console: Console, pairs: dict[str, Any]) -> None:

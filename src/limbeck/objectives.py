@@ -254,17 +254,16 @@ class Objective(nn.Module):
     def _match_logits(self, student: Student, teacher: Teacher, ours: tuple[int, ...], theirs: tuple[int, ...]) -> None:
         if student.labels and teacher.labels:
             for actor, shape in ((student, ours), (teacher, theirs)):
-                width = shape[0] if len(shape) == 3 else shape[-1]
+                width = _classes(shape)
                 if len(actor.labels or ()) != width:
                     raise RecipeError(
                         f"{actor.whose}.labels names {len(actor.labels or ())} classes, its logits have {width}."
                     )
             self.match = labels.match(student.labels, teacher.labels, teacher.label_map)
-        elif ours != theirs:
+        elif _classes(ours) != _classes(theirs):
             raise RecipeError(
-                f"student logits have {ours[-1] if len(ours) != 3 else ours[0]} classes, teacher logits "
-                f"{theirs[-1] if len(theirs) != 3 else theirs[0]}. Give both their names (teacher.labels, student.labels) and they "
-                f"are matched by name, or student.args.classes={theirs[-1] if len(theirs) != 3 else theirs[0]}"
+                f"student logits have {_classes(ours)} classes, teacher logits {_classes(theirs)}. Give both their names (teacher.labels, "
+                f"student.labels) and they are matched by name, or student.args.classes={_classes(theirs)}"
             )
 
     def forward(self, student: Signals, teacher: Signals, batch: Mapping[str, Any], progress: Any) -> Loss:
@@ -311,6 +310,11 @@ class Objective(nn.Module):
             fits = mask.dim() < values.dim()
             mask = aligned(mask, values.shape, "mask").expand_as(values) if fits else None
         return Loss.mean(term.name, values, mask)
+
+
+def _classes(shape: tuple[int, ...]) -> int:
+    """How many classes logits of this shape (of one sample) have: the channels of a map, else the last dimension."""
+    return shape[0] if len(shape) == 3 else shape[-1]
 
 
 def counted(batch: Mapping[str, Any], column: str) -> Bool[Tensor, "batch ..."]:

@@ -14,10 +14,11 @@ from torch import nn
 from limbeck.actors import Student, Teacher
 from limbeck.data.loader import Loader
 from limbeck.data.tensors import Data
-from limbeck.engine import random_state, validate, weights
+from limbeck.engine import validate, weights
 from limbeck.engine.ema import MovingAverage
 from limbeck.engine.log import Log
 from limbeck.engine.processes import World
+from limbeck.engine.refusals import refuse_a_batch_of_one
 from limbeck.engine.settings import TrainSettings
 from limbeck.engine.stepper import Stepper
 from limbeck.errors import RecipeError
@@ -103,7 +104,7 @@ class Trainer:
             validate.batches(validation, max(settings.batch_size, 256), self.world) if validation is not None else None
         )
         self.stepper = Stepper(self.method, settings, self.world, pieces=self._pieces(), limit=situation.memory_limit)
-        self._refuse_a_batch_of_one(len(data.splits["train"]))
+        refuse_a_batch_of_one(self.method, settings, self.loader.split, max(self.stepper.pieces, 1), self.world)
         self.ema = MovingAverage(situation.student.model, settings.ema) if settings.ema else None
         self.step, self.seconds, self.last_loss = 0, 0.0, float("nan")
         self.best = self.latest = _none_yet()
@@ -340,41 +341,6 @@ class Trainer:
         self.latest = state.get("latest", self.best)
         if self._impatient():
             self.steps = self.step
-
-    def _refuse_a_batch_of_one(self, samples: int) -> None:
-        """BatchNorm in train mode cannot normalise one value: found here, not in the last step of an epoch.
-
-        Raises:
-            RecipeError: the student has such a layer and some piece of some batch is a single sample.
-        """
-        size, left = self.settings.batch_size, samples % self.settings.batch_size
-        parts = max(self.stepper.pieces, 1) * self.world.size
-        smallest = min((n // parts or 1 for n in (min(size, samples), left) if n), default=2)
-        model, data = self.situation.student.model, self.loader.split
-        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
-        if smallest > 1 or not norms:
-            return
-        buffers = [(b, b.clone()) for b in model.buffers()]
-        before = random_state.capture(self.world.device)
-        try:
-            with torch.no_grad():
-                self.situation.student(validate.to_device(data.__getitems__([0]), self.world.device))
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            why = (
-                f"train.batch_size={size} leaves {left} of {samples} samples for the last step"
-                if left and size > 1
-                else f"train.batch_size={size}, {parts} pieces"
-            )
-            raise RecipeError(
-                f"a batch of one sample reaches BatchNorm, which cannot normalise a single value ({why}). Choose another train.batch_size or "
-                "train.micro_batch, so that no piece is a single sample."
-            ) from error
-        finally:
-            random_state.restore(before, self.world.device)
-            for buffer, old in buffers:
-                buffer.copy_(old)
 
     def _pieces(self) -> int:
         if self.settings.micro_batch == "auto":
