@@ -26,7 +26,8 @@ import limbeck
 
 HERE = Path(__file__).resolve().parent
 OURS, SHIPPED = "benchmarks.networks", "limbeck.models.cross_modal"
-METHODS = ["supervised", "kd", "fitnets", "rkd", "crd", "mlkd", "ofa", "c2kd", "mgdfr"]
+CRD = {"use": "crd", "negatives": 512}  # of about a thousand training rows
+METHODS = ["supervised", "kd", "fitnets", "rkd", CRD, "mlkd", "ofa", "c2kd", "mgdfr"]
 MST = {"use": "mst-distill", "mask_width": 6}
 
 
@@ -81,7 +82,7 @@ CASES = {
             "skeleton": net(f"{SHIPPED}:SkeletonCNN", width=8),
             "inertial": net(f"{SHIPPED}:InertialCNN", width=8),
         },
-        train={"epochs": 15, "batch_size": 32, "lr": 5e-3},
+        train={"epochs": 12, "batch_size": 32, "lr": 5e-3},
         notes="cross-subject split as published; one training subject validates, the next one with each seed",
     ),
     "mfeat": Case(
@@ -229,7 +230,7 @@ def main() -> None:
     parser.add_argument("--packs", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES), metavar="NAME")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--tune", type=int, default=4)
+    parser.add_argument("--tune", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path("/tmp/limbeck-methods"), help="where the run folders go")
     parser.add_argument("--out", type=Path, default=HERE / "evidence")
     given = parser.parse_args()
