@@ -140,8 +140,14 @@ def operate(source: Source, by: str, structure: Mapping[str, Any]) -> None:
         source: of the actor; call its `listen_again()` afterwards.
         by: `module:function`, called as `function(model, **structure)`; it alters the model in place.
         structure: plain data, all that the function needs besides the model. Weights come later, from the folder.
+
+    What the function draws follows from the weights that are there, so every process of a run draws the same, and the
+    random generator is left as it was.
     """
-    import_from(by, "surgery")(source.model, **structure)
+    function = import_from(by, "surgery")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(fingerprint(source.model)[:8], 16))
+        function(source.model, **structure)
     source.surgery.append({"by": by, "structure": json.loads(json.dumps(dict(structure)))})
 
 
