@@ -98,6 +98,13 @@ def test_recipes_are_told_apart_by_their_methods_or_else_by_their_names():
     assert len({label.problem for label in labels(found.entries).values()}) == 2
 
 
+def test_what_was_not_set_is_not_in_the_name():
+    """As when a comparison is joined with one that varied another key."""
+    one, other = planned({"train.lr": [0.5]}), planned({"method": ["kd", "supervised"]})
+    told = labels([*one.entries, *other.entries])
+    assert [label.arm for label in told.values()] == ["train.lr=0.5, kd", "kd", "supervised"]
+
+
 def test_objects_are_values_too():
     found = planned({"method": [KD(temperature=3.0), KD(), "supervised"]})
     assert arms(found) == ["kd temperature=3.0", "kd", "supervised"]

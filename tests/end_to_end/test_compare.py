@@ -163,6 +163,23 @@ def test_any_key_and_objects_can_be_varied(project):
     assert (recipe.train.lr, recipe.method["temperature"]) == (0.1, 2.0)
 
 
+def test_networks_given_in_python_are_not_trained_in_place(project):
+    import tiny_models
+    import torch
+
+    torch.manual_seed(0)
+    student, before = tiny_models.Net(inputs=4), tiny_models.Net(inputs=4)
+    before.load_state_dict(student.state_dict())
+    method = KD()
+    given = {"student": {"model": student, "view": "x"}, "train": {"epochs": 1, "lr": 0.05}}
+    compare("kd.yaml", vary={"method": [method, "supervised"], "seed": [0, 1]}, out="out", **given)
+    assert all(torch.equal(a, b) for a, b in zip(student.state_dict().values(), before.state_dict().values()))
+    alone = distill("kd.yaml", "seed=1", method="supervised", out="alone", **given)  # as if it were the only one
+    assert weights("out/supervised-1") == weights(alone.folder)
+    with pytest.raises(RecipeError, match="cannot be joined: kd-0 has the fingerprint"):
+        compare("kd.yaml", vary={"method": [method], "seed": [0]}, out="out", **given)  # the last call has trained it
+
+
 def test_two_targets_are_two_problems_and_arms_are_ranked_over_them(project):
     spec = "student.view,student.args.inputs=[x, 4],[a, 3]"
     found = compare("kd.yaml", spec, "method=supervised,kd", "seed=0,1", "train.epochs=2", out="out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import json
@@ -69,6 +70,12 @@ class Plan:
     ready: dict[str, Recipe]  # by mark
     there: dict[str, Run]  # finished runs that were given as sources, by mark
 
+    def fresh(self, mark: str) -> Recipe:
+        """The recipe of a run, with copies of what was given in Python: training changes it, and others need it as it was."""
+        recipe = self.ready[mark]
+        kept = {key: value for key, value in recipe.tree().items() if key in ("student", "teacher", "method", "stages")}
+        return recipe.with_keys({key: copy.deepcopy(value) for key, value in kept.items() if value is not None})
+
 
 def plan(
     sources: Sequence[Source | Run], settings: Mapping[str, Sequence[Any]], keys: Mapping[str, Any] | None = None
@@ -125,8 +132,12 @@ def labels(entries: Sequence[Entry]) -> dict[str, Label]:
     for entry in entries:
         parts = {"recipe" if sources == "recipe" else "method": getattr(entry, sources)} if several else {}
         for key in keys:
-            if not (entry.method == ALONE and _is(key, ("teacher",))):  # the same run, whoever does not teach
-                parts[key] = _said(entry.settings[key]) if key in entry.settings else entry.method
+            if entry.method == ALONE and _is(key, ("teacher",)):
+                continue  # the same run, whoever does not teach
+            if key in entry.settings:
+                parts[key] = _said(entry.settings[key])
+            elif key == "method":
+                parts[key] = entry.method
         shown = [value if key in ("method", "recipe") else f"{key}={value}" for key, value in parts.items()]
         found[entry.mark] = Label(where[entry.mark], ", ".join(shown) or entry.method, tuple(parts.items()))
     return found

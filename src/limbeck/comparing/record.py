@@ -87,15 +87,26 @@ class Record:
         seen: dict[tuple[str, ...], tuple[str, Any]] = {}
         for entry in both:
             label = told[entry.mark]
-            for what, where, value in (
-                ("was tuned to", (label.problem, label.arm), entry.tuned),
-                ("has seen data with the fingerprint", (label.problem, entry.seed), entry.found.get("data")),
+            arm, seed = (label.problem, label.arm), (label.problem, entry.seed)
+            for what, where, value, advice in (
+                ("was tuned to", arm, entry.tuned, "Divide a tuned comparison by its arms, not by its seeds."),
+                (
+                    "has seen data with the fingerprint",
+                    seed,
+                    entry.found.get("data"),
+                    "Runs are paired on the same data.",
+                ),
+                (
+                    "has the fingerprint",
+                    (*arm, entry.seed),
+                    entry.mark,
+                    "Objects given in Python need the same weights.",
+                ),
             ):
-                known = seen.setdefault((what, *where), (entry.name, value)) if value else None
-                if known and known[1] != value:
+                who, known = seen.setdefault((what, *where), (entry.name, value)) if value else ("", value)
+                if known != value:
                     raise RecipeError(
-                        f"{here} and {there} cannot be joined: {known[0]} {what} {known[1]}, and {entry.name} {value}. "
-                        + ("Divide a tuned comparison by its arms, not by its seeds." if "tuned" in what else "")
+                        f"{here} and {there} cannot be joined: {who} {what} {known}, and {entry.name} {value}. {advice}"
                     )
 
     def result(self, figures: Figures) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from limbeck import control
 from limbeck.comparing import figures, tables, tuning
@@ -55,8 +56,7 @@ class Conductor:
             except Exception as error:  # whatever it is, it is this run's, and the others go on
                 self._failed(entry, f"{type(error).__name__}: {error}")
             result = self.record.save(self.figures)
-            if self.terminal is not None and number + 1 < len(due):
-                self.terminal.table(tables.terminal(result), last=False)
+            self._show(entry, result, last=number + 1 == len(due))
         self.write()
 
     def write(self) -> None:
@@ -76,7 +76,7 @@ class Conductor:
 
     def _one(self, entry: Entry, prefix: str) -> None:
         assert self.plan is not None
-        folder, recipe = self.record.folder / entry.name, self.plan.ready[entry.mark]
+        folder, recipe = self.record.folder / entry.name, self.plan.fresh(entry.mark)
         if self.record.tune:
             recipe = self._tuned(entry, recipe, prefix)
         if entry.mark in self.plan.there and not self.record.tune:
@@ -129,6 +129,15 @@ class Conductor:
         entry.status, entry.reason, entry.found = "failed", " ".join(reason.removeprefix("RecipeError: ").split()), {}
         if self.terminal is not None:
             self.terminal.say(f"{entry.name} failed: {entry.reason}")
+
+    def _show(self, entry: Entry, result: dict[str, Any], last: bool) -> None:
+        """The tables so far, where they can stand above the bars; a line elsewhere."""
+        if self.terminal is None or (self.terminal.live and last):
+            return
+        if self.terminal.live:
+            self.terminal.table(tables.terminal(result), last=False)
+        elif entry.status == "finished":
+            self.terminal.say(f"{entry.name}: {entry.found['of']} {entry.found['metric']:.4g}")
 
     def _watching(self, prefix: str) -> Observer:
         if self.terminal is None:
