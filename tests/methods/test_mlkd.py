@@ -132,6 +132,17 @@ def test_only_shared_classes_are_compared():
     torch.testing.assert_close(method.loss(batch).total(), expected)
 
 
+def test_masked_samples_take_no_part():
+    where = situation()
+    batch = settled(method := MLKD(mask="kept", task_weight=0, strong_task_weight=0), where)
+    kept = batch["kept"]
+    assert 0 < kept.sum() < len(kept)
+    both = tuple(x[kept] for x in logits(where, batch))
+    task = 0.2 * F.cross_entropy(both[0], batch["label"][kept])
+    expected = written_out(both, both, batch["label"][kept], False) - task
+    torch.testing.assert_close(method.loss(batch).total(), expected)
+
+
 def test_the_gradient_does_not_depend_on_how_the_batch_was_cut():
     where = situation()
     batch = with_seeds(settled(method := MLKD(strong=[NOISE]), where))

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
 from limbeck.losses.correlation import pearson_classes, pearson_samples
-from limbeck.method import Card
-from limbeck.methods.logits import LogitTransfer
+from limbeck.method import Card, Transfer
 from limbeck.objectives import Objective, Term
 from limbeck.schedules import Scalar
 
 
-class DIST(LogitTransfer):
+class DIST(Transfer):
     """task + beta T^2 (1 - mean over samples of rho along the classes) + gamma T^2 (1 - mean over classes of rho along the batch).
 
     rho is Pearson's correlation of the probabilities softmax(z / T) of both (equations 4 to 10); T is the paper's tau.
@@ -34,8 +33,7 @@ class DIST(LogitTransfer):
     gamma: Scalar = 1.0
 
     def objective(self) -> Objective:
-        shared: dict[str, Any] = {"temperature": self.temperature, "mask": self.mask}
         return Objective(
-            Term(pearson_samples, weight=self.beta, name="samples", **shared),
-            Term(pearson_classes, weight=self.gamma, name="classes", scope="batch", **shared),
+            Term(pearson_samples, weight=self.beta, name="samples", temperature=self.temperature),
+            Term(pearson_classes, weight=self.gamma, name="classes", scope="batch", temperature=self.temperature),
         )

@@ -12,16 +12,15 @@ from torch import Tensor
 
 from limbeck.errors import RecipeError
 from limbeck.losses import kl
-from limbeck.method import Batch, Card, Outcome, Progress, Update
+from limbeck.method import Batch, Card, Outcome, Progress, Transfer, Update
 from limbeck.methods import shown
-from limbeck.methods.logits import LogitTransfer
 from limbeck.methods.shown import Transforms
 from limbeck.objectives import Objective, Term
 from limbeck.schedules import Scalar
 from limbeck.transforms import RandomTransform
 
 
-class FunctionMatching(LogitTransfer):
+class FunctionMatching(Transfer):
     """T^2 KL(softmax(teacher(x) / T) || softmax(student(x) / T)) of the same x for both, at T = 1, without labels.
 
     x is drawn anew for every step: the transforms of `augment` (crop, flip), the same for both, then mixup,
@@ -47,7 +46,7 @@ class FunctionMatching(LogitTransfer):
     task_weight: Scalar = 0.0
 
     def objective(self) -> Objective:
-        return Objective(Term(kl, temperature=self.temperature, mask=self.mask))
+        return Objective(Term(kl, temperature=self.temperature))
 
     def setup(self) -> None:
         super().setup()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float, Int64
@@ -13,9 +13,8 @@ from torch import Tensor
 from limbeck.data.tensors import Split
 from limbeck.errors import RecipeError
 from limbeck.losses import jeffreys, js, kl
-from limbeck.method import Batch, Card, Outcome, Progress, Update
+from limbeck.method import Batch, Card, Outcome, Progress, Transfer, Update
 from limbeck.methods import shown
-from limbeck.methods.logits import LogitTransfer
 from limbeck.objectives import Loss, Objective, Term
 from limbeck.randomness import fold, uniform
 from limbeck.schedules import Scalar
@@ -24,7 +23,7 @@ NO_LABEL = -100
 _COMPANION = 0x756E6C6162656C  # "unlabel": apart from the views' draws
 
 
-class SSLD(LogitTransfer):
+class SSLD(Transfer):
     """The divergence of the teacher's and the student's softmax at T, mean over all rows of a step; no labels.
 
     `divergence`: `jeffreys` is (KL(p || q) + KL(q || p)) / 2, what the released code computes (where it is called JS);
@@ -56,15 +55,16 @@ class SSLD(LogitTransfer):
     task_weight: Scalar = 0.0
 
     def objective(self) -> Objective:
-        at: dict[str, Any] = {"temperature": self.temperature, "mask": self.mask}
         if self.parity == "released":
             if self.divergence != "jeffreys":
                 raise RecipeError(
                     f"ssld with parity=released computes jeffreys, and divergence is {self.divergence}. Set one of them."
                 )
-            return Objective(Term(jeffreys_summed, name="jeffreys", scope="batch", **at))
+            return Objective(Term(jeffreys_summed, name="jeffreys", scope="batch", temperature=self.temperature))
         function = {"jeffreys": jeffreys, "js": js, "kl": kl}[self.divergence]
-        return Objective(Term(function, weight=0.5 if self.divergence == "jeffreys" else 1.0, **at))
+        return Objective(
+            Term(function, weight=0.5 if self.divergence == "jeffreys" else 1.0, temperature=self.temperature)
+        )
 
     def setup(self) -> None:
         super().setup()

@@ -7,13 +7,12 @@ from typing import Annotated
 from pydantic import Field
 
 from limbeck.losses.standardise import standardised_kl
-from limbeck.method import Card
-from limbeck.methods.logits import LogitTransfer
+from limbeck.method import Card, Transfer
 from limbeck.objectives import Objective, Term
 from limbeck.schedules import Scalar
 
 
-class LogitStandardisation(LogitTransfer):
+class LogitStandardisation(Transfer):
     """task_weight * task + weight * T^2 KL(softmax(Z(teacher) / T) || softmax(Z(student) / T)), means over samples.
 
     Z(z) = (z - mean z) / std z, per sample over the classes (algorithm 1), so that every sample has a temperature of its
@@ -33,4 +32,4 @@ class LogitStandardisation(LogitTransfer):
     task_weight: Scalar = 0.1
 
     def objective(self) -> Objective:
-        return Objective(Term(standardised_kl, temperature=self.temperature, mask=self.mask))
+        return Objective(Term(standardised_kl, temperature=self.temperature))

@@ -78,6 +78,7 @@ class MLKD(Transfer):
         self.second = Objective(
             Term(kl_at, name="strong", temperatures=self.temperatures[:last], standardise=self.standardise)
         )
+        self.second.terms[0].mask = self.mask
         self.second.settle(self.student, self.teacher)
 
     def transfer(self, student: Signals, teacher: Signals, batch: Batch) -> Loss:

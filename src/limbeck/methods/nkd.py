@@ -8,7 +8,7 @@ from pydantic import Field
 
 from limbeck.losses.nontarget import nontarget_cross_entropy, target_cross_entropy
 from limbeck.method import Card
-from limbeck.methods.logits import LabelledTransfer
+from limbeck.methods.labelled import LabelledTransfer
 from limbeck.objectives import Objective, Term
 from limbeck.schedules import Scalar
 

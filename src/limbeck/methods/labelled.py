@@ -1,4 +1,4 @@
-"""What the methods on logits share: what counts, and labels among the classes that both networks know."""
+"""What methods share that look at the right class among the logits: which labels there are, and which of them count."""
 
 from __future__ import annotations
 
@@ -6,32 +6,15 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from limbeck.errors import RecipeError, nearest
+from limbeck.errors import RecipeError
 from limbeck.losses.masking import aligned
 from limbeck.method import Batch, Transfer, name_of
 from limbeck.objectives import Loss, counted
 from limbeck.signals import Signals
 
 
-class LogitTransfer(Transfer):
-    """A transfer between logits: [batch, classes], [batch, tokens, classes], or [batch, classes, height, width].
-
-    `mask` names a column of what counts (bool, or labels, of which those below 0 do not; a value per sample, token or
-    pixel). Without it all does.
-    """
-
-    mask: str | None = None
-
-    def setup(self) -> None:
-        if self.mask is not None and self.mask not in (row := self.data["train"].__getitems__([0])):
-            raise RecipeError(
-                f"{name_of(type(self))}.mask is '{self.mask}', no column of the data. {nearest(self.mask, row)}"
-            )
-        super().setup()
-
-
-class LabelledTransfer(LogitTransfer):
-    """Logit terms that look at the right class too.
+class LabelledTransfer(Transfer):
+    """Terms on logits that look at the label too.
 
     What has a label below 0 does not count, nor what is of a class that only the student knows.
     """

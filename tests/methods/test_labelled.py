@@ -1,4 +1,4 @@
-"""What the methods on logits share: what counts, and labels among the classes of both."""
+"""Methods that look at the label among the logits: what counts, and labels among the classes of both."""
 
 import pytest
 import torch
@@ -8,38 +8,19 @@ from limbeck.actors import Student, Teacher
 from limbeck.engine.course import settle
 from limbeck.errors import RecipeError
 from limbeck.losses import kl
+from limbeck.losses.nontarget import nontarget_kl
 from limbeck.methods.dkd import DKD
-from limbeck.methods.logits import LogitTransfer
-from limbeck.objectives import Objective, Term
 from limbeck.tasks import Task
 
 
-class Plain(LogitTransfer):
-    def objective(self):
-        return Objective(Term(kl, mask=self.mask))
-
-
-@pytest.mark.parametrize("kind", ["vectors", "maps", "tokens"])
-def test_a_mean_is_over_what_the_mask_counts(kind):
-    where = situation(kind)
-    batch = settled(method := Plain(mask="kept", task_weight=0), where)
-    last = 1 if kind == "maps" else -1
-    values = kl(where.student(batch)["logits"], where.teacher(batch)["logits"], dim=last)
-    torch.testing.assert_close(method.loss(batch).total(), values[batch["kept"]].mean())
-
-
-def test_a_mask_per_sample_counts_all_its_pixels():
+def test_a_mask_per_sample_counts_its_labelled_pixels():
     where = situation("maps")
     where.data["train"].tensors["sample"] = torch.arange(20) % 3 > 0
-    batch = settled(method := Plain(mask="sample", task_weight=0), where)
-    values = kl(where.student(batch)["logits"], where.teacher(batch)["logits"], dim=1)
-    torch.testing.assert_close(method.loss(batch).total(), values[batch["sample"]].mean())
-
-
-def test_a_mask_that_is_a_column_of_the_batch_stays_that_column():
-    """The engine counts such a mask before the loss is called, at no cost."""
-    batch = settled(method := Plain(mask="kept", task_weight=0), situation("tokens"))
-    assert method.loss(batch).parts["kl"].mask is batch["kept"]
+    batch = settled(method := DKD(mask="sample", alpha=0.0, beta=1.0, weight=1.0, task_weight=0), where)
+    counts = batch["sample"][:, None, None] & (batch["label"] >= 0)
+    s, t = (actor(batch)["logits"].movedim(1, -1)[counts] for actor in (where.student, where.teacher))
+    expected = nontarget_kl(s, t, batch["label"][counts], temperature=4.0).mean()
+    torch.testing.assert_close(method.loss(batch).total(), expected)
 
 
 def test_labels_are_found_among_the_classes_that_both_know():
@@ -63,8 +44,6 @@ def test_labels_are_found_among_the_classes_that_both_know():
 
 def test_what_is_missing_is_said_before_training():
     where = situation()
-    with pytest.raises(RecipeError, match=r"Plain.mask is 'keep', no column of the data. Did you mean 'kept'"):
-        settle(Plain(mask="keep"), where)
     where.task = Task("regression")
     with pytest.raises(RecipeError, match=r"dkd weighs the right class apart.*the task is regression"):
         settle(DKD(), where)
