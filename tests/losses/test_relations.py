@@ -193,7 +193,7 @@ def test_never_negative_and_never_nan(n, widths, scale):
     x, y = (scale * features(n, w, seed=w, dtype=torch.float32) for w in widths)
     for loss in ALL:
         total = loss(x.requires_grad_(), y).mean()
-        assert float(total) >= -1e-6
+        assert total.item() >= -1e-6
         assert torch.autograd.grad(total, x)[0].isfinite().all()
 
 
