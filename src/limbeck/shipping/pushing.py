@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -34,15 +33,15 @@ def push(folder: Path, repository: str, message: str) -> str:
         RecipeError: the hub cannot be reached, or refuses; the folder stays.
     """
     check(repository)
-    import httpx
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
-    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    transport = HfHubHTTPError.__mro__[1]  # the base of all errors of whichever HTTP library this version is built on
+    api = HfApi()
     try:
         address = api.create_repo(repository, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
-    except (HfHubHTTPError, LocalTokenNotFoundError, httpx.HTTPError, OSError) as error:
+    except (transport, LocalTokenNotFoundError, OSError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RecipeError(
             f"{repository} could not be pushed to {api.endpoint}: {first} The export is in {folder}; log in with hf auth login and run the same command again."

@@ -67,7 +67,8 @@ def keep(model: nn.Module, folder: Path, origin: str | Path | None) -> None:
     family = family_of(model)
     module = None if family is None else importlib.import_module(f"{_HERE}.{family}")
     if hasattr(module, "keep"):
-        module.keep(model, folder, None if origin is None else Path(origin))  # type: ignore[union-attr]
+        place = None if origin is None else Path(origin)
+        module.keep(model, folder, place.parent if place is not None and place.is_file() else place)  # type: ignore[union-attr]
 
 
 def family_of(model: nn.Module) -> str | None:
