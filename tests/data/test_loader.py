@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from limbeck.data import load_data
-from limbeck.data.loader import Loader
+from limbeck.data.loader import Loader, read
 from limbeck.data.tensors import TensorSplit
 from limbeck.errors import RecipeError
 from limbeck.randomness import seeds_for
@@ -95,6 +95,26 @@ def test_view_seeds_are_per_sample_and_epoch_and_only_in_training() -> None:
         for batch in loader.epoch(epoch):
             assert torch.equal(batch["view_seed"], seeds_for(batch["id"], 9, epoch))
     assert all("view_seed" not in batch for batch in Loader(split(6), 4, seed=9, shuffle=False).epoch(0))
+
+
+def test_view_seeds_may_be_given() -> None:
+    loader = Loader(
+        split(6), 4, seed=9, shuffle=True, view_seeds=lambda ids, seed, epoch: ids * 100 + seed * 10 + epoch
+    )
+    for epoch in (0, 1):
+        for batch in loader.epoch(epoch):
+            assert torch.equal(batch["view_seed"], batch["id"] * 100 + 90 + epoch)
+
+
+def test_lists_of_rows_are_read_in_order_also_ahead(pictures: Path) -> None:
+    data = load_data(pictures, budget=0, columns={"label": "label", "image": "image"})
+    plan = [[3, 1], [0], [2, 2, 5]]
+    plain = list(read(data["train"], plan))
+    assert [batch["id"].tolist() for batch in plain] == [data["train"].__getitems__(r)["id"].tolist() for r in plan]
+    assert same(read(data["train"], plan, workers=1), iter(plain))
+    (pictures.parent / "img" / "3.png").unlink()
+    with pytest.raises(RecipeError, match=r"^Row 3: image 3\.png is not there"):
+        list(read(data["train"], [list(range(len(data["train"])))], workers=1))
 
 
 def test_drop_last() -> None:

@@ -259,6 +259,27 @@ def test_other_data_are_refused(tmp_path):
         stored({"id": torch.tensor([3, 1000])})
 
 
+def test_changed_inputs_are_seen_in_the_first_batches_of_a_training(tmp_path):
+    stored, _ = ask(tmp_path)
+    found = data()
+    batch = found["train"].__getitems__([21, 3, 8])
+    batch |= {"view_seed": torch.tensor([1, 2, 3])}
+    mixed = batch | {"x": (batch["x"] + batch["x"].roll(1, 0)) / 2}
+    assert stored(mixed)["logits"].shape == (3, 3)  # nobody has told it which data there are
+    stored.check_data(found)
+    for changed in (mixed, batch | {"x": batch["x"].flip(0)}, batch | {"x": batch["x"][:, :2]}):
+        stored.check_data(found)
+        stored(batch)
+        with pytest.raises(RecipeError, match="shown 'x' as the data have it, and this method changes it"):
+            stored(changed)
+    stored.check_data(found)
+    found["train"].tensors["x"][3, 0] = math.nan
+    nan = found["train"].__getitems__([3]) | {"view_seed": torch.tensor([1])}
+    stored(nan)
+    stored(nan)
+    assert stored._looks == 2
+
+
 def test_damage_is_refused_when_it_is_opened(tmp_path):
     ask(tmp_path)
     path = tmp_path / "cache"

@@ -25,6 +25,9 @@ from limbeck.views import View
 __all__ = ["Stored", "is_cache"]
 
 
+_LOOKS = 2  # how many batches of a training are compared with the data
+
+
 class _Known(Source):
     """Where answers came from."""
 
@@ -93,6 +96,8 @@ class Stored(Teacher):
         self.shapes = {name: tuple(spec["shape"]) for name, spec in self.header["signals"].items()}
         self.packings = {name: packing.read(spec) for name, spec in self.header["signals"].items()}
         self.may_stop_early = True
+        self._data: Data | None = None
+        self._looks = 0
         self._check_given(of, view, taps, weights, args, dtype)
 
     def __repr__(self) -> str:
@@ -150,7 +155,11 @@ class Stored(Teacher):
         for name in reads or ():
             if name not in self.packings:
                 raise RecipeError(self.lacks(name))
-        rows = self._rows(self._find(batch["id"].cpu(), batch.get("view_seed")))
+        positions = self._find(batch["id"].cpu(), batch.get("view_seed"))
+        if self._looks < _LOOKS and self._data is not None and "view_seed" in batch:
+            self._looks += 1
+            self._check_shown(batch, positions)
+        rows = self._rows(positions)
         signals = Signals()
         for name in self.holds if reads is None else reads:
             parts = {part: rows.of(tensors) for part, tensors in self._parts[name].items()}
@@ -207,6 +216,7 @@ class Stored(Teacher):
                 f"{self.folder} holds answers about {asked['source']} (fingerprint {asked['fingerprint'][:12]}); these data are {data.source} "
                 f"({data.fingerprint[:12]}): other rows, columns or classes. Use the data that were asked about, or ask again: limbeck cache RECIPE --out ANOTHER"
             )
+        self._data, self._looks = data, 0
 
     def answers(self, split: str) -> bool:
         """Whether logits of this split were stored, as it is."""
@@ -266,6 +276,28 @@ class Stored(Teacher):
         pieces = (positions - self._starts[shards])[order].split(counts.tolist())
         return _Rows(list(zip(names.tolist(), pieces)), order.argsort())
 
+    def _check_shown(self, batch: Batch, positions: Int64[Tensor, "batch"]) -> None:
+        """Refuse a batch whose columns are not those of the data: answers are found by the rows' numbers alone."""
+        assert self._data is not None
+        assert self.view is not None
+        for shard in (torch.searchsorted(self._starts, positions, right=True) - 1).unique().tolist():
+            entry, start = self.header["shards"][shard], int(self._starts[shard])
+            here = ((positions >= start) & (positions < start + entry["rows"])).nonzero().flatten()
+            rows = self._data.splits[entry["split"]].__getitems__((positions[here] - start + entry["first"]).tolist())
+            for column in self.view.columns:
+                shown, known = batch[column], rows[column]
+                if isinstance(known, Tensor):
+                    same = shown.shape[1:] == known.shape[1:] and torch.allclose(
+                        shown[here.to(shown.device)].cpu().double(), known.double(), rtol=0, atol=0, equal_nan=True
+                    )
+                else:
+                    same = [shown[i] for i in here.tolist()] == list(known)
+                if not same:
+                    raise RecipeError(
+                        f"the teacher was shown '{column}' as the data have it, and this method changes it (mixes samples, say) before it asks. "
+                        f"{self.folder} holds no answers about that. Use the teacher itself."
+                    )
+
     def _check_given(self, of: Teacher | None, view: Any, taps: Any, weights: Any, args: Any, dtype: Any) -> None:
         told, refuse = self.header["teacher"], f"{self.folder} holds the answers of {self.header['teacher']['from']}"
         if of is not None and fingerprints(of) != told["fingerprint"]:
@@ -321,7 +353,7 @@ class _Index:
 
 
 def fingerprints(teacher: Teacher) -> dict[str, str]:
-    """Of each network in a teacher, with the type of its numbers: the same weights in fewer bits answer otherwise."""
+    """Of each network in a teacher."""
     return {name: member.fingerprint() for name, member in teacher.members.items()}
 
 
