@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import limbeck
 from conftest import DATA, KD, MODELS
 from limbeck import RecipeError, Run, Student, Task, distill
 from limbeck.shipping import checking, exporting, opened
@@ -430,18 +431,10 @@ def hub(monkeypatch):
 
 
 def test_push_puts_the_exported_folder_on_the_hub(hub):
-    words = [
-        sys.executable,
-        "-m",
-        "limbeck",
-        "export",
-        "run",
-        "--push",
-        "lab/tiny",
-    ]  # a process of its own reads HF_ENDPOINT
-    done = subprocess.run(
-        words, env=os.environ | {"HF_ENDPOINT": hub.address}, capture_output=True, text=True, check=True
-    )
+    words = [sys.executable, "-m", "limbeck", "export", "run", "--push", "lab/tiny"]
+    environment = os.environ | {"HF_ENDPOINT": hub.address, "PYTHONPATH": str(Path(limbeck.__file__).parents[1])}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     there = {p.name: p.read_bytes() for p in Path(done.stdout.strip()).parent.iterdir()}
     assert hub.files == there
     assert {"model.safetensors", "README.md", "labels.json", "limbeck.json", "export.json"} == there.keys()
