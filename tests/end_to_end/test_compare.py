@@ -101,8 +101,9 @@ def test_the_same_command_goes_on_and_more_values_are_added(project, cli):
 
 def test_runs_that_fail_are_shown_with_their_reason(project, cli):
     words = ("compare", "kd.yaml", "seed=0,1", "train.epochs=1", "--out", "out")
-    code, shown, told = cli(*words, "method=tiny_models:one_number,kd")
+    code, shown, told = cli(*words, "method=tiny_models:one_number,kd", "--latex", "paper.tex")
     assert code == 0
+    assert (project / "paper.tex").read_text() == (project / "out/table.tex").read_text()
     result = json.loads((project / "out/comparison.json").read_text())
     bad, good = arms(result).values()
     assert (bad["finished"], bad["planned"], bad["mean"], bad["rank"], good["rank"]) == (0, 2, None, 2, 1)
@@ -159,6 +160,8 @@ def test_any_key_and_objects_can_be_varied(project):
     assert list(rows) == [f"{arm}, train.lr={lr}" for arm in (warm, "supervised") for lr in ("0.01", "0.1")]
     for lr in ("0.01", "0.1"):
         assert rows[f"{warm}, train.lr={lr}"]["differences"]["supervised"]["arm"] == f"supervised, train.lr={lr}"
+    page = (project / "out/report.html").read_text()
+    assert f"{warm}, train.lr=0.01, seed 3" in re.sub(r"</?bdi[^>]*>", "", page)
     recipe = Run("out/kd-temperature=2.0-train.lr=0.1-3").recipe
     assert (recipe.train.lr, recipe.method["temperature"]) == (0.1, 2.0)
 

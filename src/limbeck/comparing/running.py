@@ -65,18 +65,27 @@ class Conductor:
         result = self.record.save(self.figures)
         for problem in result["problems"]:
             done = [
-                self.record.folder / entry.name
+                entry
                 for entry in self.record.entries
-                if entry.status == "finished" and told[entry.mark].problem == problem["name"]
+                if entry.status == "finished"
+                and told[entry.mark].problem == problem["name"]
+                and self._folder(entry, "result.json").exists()
             ]
-            folders = [folder for folder in done if (folder / "result.json").exists()]
             page = f"report-{slug(problem['name'])}.html" if len(result["problems"]) > 1 else "report.html"
-            if folders:
-                write_report(folders, self.record.folder / page, first=tables.section(result, problem["name"]))
+            if done:
+                write_report(
+                    [self._folder(entry) for entry in done],
+                    self.record.folder / page,
+                    first=tables.section(result, problem["name"]),
+                    arms=[told[entry.mark].arm for entry in done],
+                )
+
+    def _folder(self, entry: Entry, file: str = "") -> Path:
+        return self.record.folder / entry.name / file
 
     def _one(self, entry: Entry, prefix: str) -> None:
         assert self.plan is not None
-        folder, recipe = self.record.folder / entry.name, self.plan.fresh(entry.mark)
+        folder, recipe = self._folder(entry), self.plan.fresh(entry.mark)
         if self.record.tune:
             recipe = self._tuned(entry, recipe, prefix)
         if entry.mark in self.plan.there and not self.record.tune:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from limbeck.comparing.figures import BASES
 from limbeck.report import markup, numbers
-from limbeck.report.markup import Cell, esc, figure, table, words
+from limbeck.report.markup import Cell, esc, figure, prose, table, words
 from limbeck.report.vocabulary import Word, word
 
 RANKS = ["", "mean rank"]
@@ -149,10 +149,10 @@ def section(result: Mapping[str, Any], problem: str) -> str:
             [words(row[0]), *(Cell(esc(cell), style="strong" if i == 0 else "") for i, cell in enumerate(row[1:]))]
             for row in grid.rows
         ]
-        caption = " ".join(esc(said, 2000) for said in grid.below) or esc(grid.title)
-        drawn.append(
-            figure(table([esc(head) for head in grid.heads], rows, sortable=False), caption, kind="tab", wide=True)
-        )
+        caption, *more = [esc(said, 2000) for said in grid.below] or [esc(grid.title)]
+        heads = [esc(head) for head in grid.heads]
+        drawn.append(figure(table(heads, rows, sortable=False), caption, kind="tab", wide=True))
+        drawn += [prose(f"{said.rstrip('.')}.") for said in more]
     return markup.section("arms", "Arms compared", *drawn)
 
 

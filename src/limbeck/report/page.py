@@ -6,6 +6,7 @@ import base64
 import hashlib
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -24,11 +25,12 @@ from limbeck.report.parts.results import results
 from limbeck.report.parts.tradeoff import tradeoff
 
 
-def write(folders: Sequence[Path], out: Path, first: str = "") -> Path:
+def write(folders: Sequence[Path], out: Path, first: str = "", arms: Sequence[str] = ()) -> Path:
     """Write one HTML page about these run folders to ``out`` (a file, or a folder that gets ``report.html``).
 
     One run is told, several are compared. The page loads nothing and stays below 3 MB; parts that a run has no files
-    for are left out with a sentence; ``first`` is a section to put before the others. It is written aside and renamed, so that a reader never sees half a page.
+    for are left out with a sentence; ``first`` is a section to put before the others, ``arms`` names what each run is a
+    repetition of, where its method alone does not say it. It is written aside and renamed, so that a reader never sees half a page.
 
     Raises:
         RecipeError: no folder was given, one has no readable ``result.json``, or they measure different metrics.
@@ -37,7 +39,10 @@ def write(folders: Sequence[Path], out: Path, first: str = "") -> Path:
         raise RecipeError("a report needs at least one run folder; none was given.")
     out = Path(out)
     target = out / "report.html" if out.is_dir() else out
-    text = page([RunFolder.read(Path(folder)) for folder in folders], first)
+    runs = [RunFolder.read(Path(folder)) for folder in folders]
+    if arms:
+        runs = [replace(run, result=run.result | {"method": arm}) for run, arm in zip(runs, arms, strict=True)]
+    text = page(runs, first)
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.{os.getpid()}")
     aside.write_text(text, encoding="utf-8")
