@@ -260,6 +260,62 @@ class Huge(Net):
         return super().forward(x) * 1e9
 
 
+def test_stages_are_heard_in_all_that_they_read(tmp_path):
+    stages = [
+        {"name": "warm", "method": "supervised", "train": {"epochs": 1}},
+        {"name": "hints", "method": {"use": "fitnets", "layers": [["last", "last"]]}, "train": {"epochs": 1}},
+        {"name": "answers", "method": "kd", "train": {"epochs": 1}},
+    ]
+    assert ask(tmp_path / "c", student=Student(made(1), view="x"), stages=stages).holds == ["last", "logits"]
+
+
+def test_training_rows_are_asked_in_the_precision_of_the_training(tmp_path):
+    teacher = Teacher(made(), view="x")
+    keys = {"cache": {"dtype": "fp32"}, "train": {"batch_size": 4, "precision": "bf16"}}
+    stored = ask(tmp_path / "c", teacher=teacher, **keys)
+    train, test = (data()[split].__getitems__([0, 1, 2, 3]) for split in ("train", "test"))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = teacher(train)["logits"]
+    assert half.dtype == torch.bfloat16
+    assert torch.equal(stored(train)["logits"], half.float())
+    torch.testing.assert_close(stored(test)["logits"], teacher(test)["logits"], rtol=0, atol=1e-6)
+
+
+def test_a_limit_of_the_disk_is_kept(tmp_path):
+    with pytest.raises(RecipeError, match=r"the answers need .* GB, and limit\.disk_gb is 1e-09"):
+        ask(tmp_path / "c", limit={"disk_gb": 1e-9})
+    assert not (tmp_path / "c").exists()
+
+
+class Pixels(nn.Module):
+    def __init__(self, classes: int = 5):
+        super().__init__()
+        self.conv = nn.Conv2d(1, classes, 3, padding=1)
+
+    def forward(self, image):
+        return self.conv(image)
+
+
+def test_maps_of_logits_are_stored_and_taught(tmp_path):
+    torch.manual_seed(0)
+    columns = {"image": torch.randn(10, 1, 4, 4), "mask": torch.randint(-1, 5, (10, 4, 4))}
+    found = Data({"train": TensorSplit(columns)}, {"image": "", "mask": ""}, source="maps")
+    teacher = Teacher(Pixels(), view="image")
+    task = {"use": "segmentation", "target": "mask"}
+    train = {"epochs": 2, "batch_size": 4}
+    keys = {"data": found, "task": task, "method": KD(), "train": train, "control": "none"}
+    stored = ask(
+        tmp_path / "c", teacher=teacher, student=Student(Pixels(), view="image"), **keys | {"cache": {"top_k": 2}}
+    )
+    assert stored.header["signals"]["logits"]["dim"] == 1
+    batch = found["train"].__getitems__([7, 2])
+    p, q = teacher(batch)["logits"].softmax(1), stored(batch)["logits"].exp()
+    torch.testing.assert_close(q.sum(1), torch.ones(2, 4, 4))
+    torch.testing.assert_close(q.topk(2, dim=1).values, p.topk(2, dim=1).values, rtol=0, atol=2e-3)
+    run = limbeck.distill(teacher=stored, student=Student(Pixels(), view="image"), out=tmp_path / "run", **keys)
+    assert run.result["teacher"]["metric"] is not None
+
+
 def test_numbers_that_do_not_fit_are_refused_and_the_remedy_works(tmp_path):
     torch.manual_seed(0)
     teacher = Teacher(Huge(), view="x")

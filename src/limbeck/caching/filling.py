@@ -111,6 +111,16 @@ def prepare(recipe: Recipe, world: World) -> tuple[Teacher, Data, dict[str, Any]
     train = recipe.train
     size = train.micro_batch if isinstance(train.micro_batch, int) else train.batch_size
     row = sum(t[0].numel() * t.element_size() for n in names for t in packings[n].pack(values[n]).values()) + 8
+    passes: list[dict[str, Any]] = [
+        {"split": name, "view": view, "rows": len(data[name])}
+        for name in splits
+        for view in (range(keys.views) if random and name == "train" else (None,))
+    ]
+    size_gb, most = sum(part["rows"] for part in passes) * row / 1e9, recipe.limit.disk_gb
+    if most is not None and size_gb > most:
+        raise RecipeError(
+            f"the answers need {size_gb:.3g} GB, and limit.disk_gb is {most:g}. Store less: cache.top_k=64, cache.dtype=fp16, fewer cache.views or cache.splits."
+        )
     header = {
         "limbeck": __version__,
         "format": form.FORMAT,
@@ -118,11 +128,7 @@ def prepare(recipe: Recipe, world: World) -> tuple[Teacher, Data, dict[str, Any]
         "teacher": _told(teacher),
         "data": {"source": data.source, "fingerprint": data.fingerprint},
         "signals": {name: packings[name].spec() for name in names},
-        "passes": [
-            {"split": name, "view": view, "rows": len(data[name])}
-            for name in splits
-            for view in (range(keys.views) if random and name == "train" else (None,))
-        ],
+        "passes": passes,
         "views": views,
         "precision": _precision(train.precision, world),
         "batch": size,

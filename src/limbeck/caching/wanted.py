@@ -71,8 +71,9 @@ def refuse_work_inside(plan: Method | Procedure) -> None:
         RecipeError: a method whose card says that it works through the teacher.
     """
     for method in _methods(plan):
-        for member in method.members.values() if isinstance(method, Sum) else [method]:
-            if getattr(member, "card", None) is not None and member.card.teacher_mode == "through":
+        members: list[Any] = list(method.members.values()) if isinstance(method, Sum) else [method]
+        for member in members:
+            if hasattr(member, "card") and member.card.teacher_mode == "through":
                 raise RecipeError(
                     f"{name_of(type(member))} works inside the teacher (it teaches it, changes what it computes, or sends gradients through it), so "
                     "stored answers do not serve it. Use a method that only reads (kd), or the teacher itself. "
