@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from jaxtyping import Bool, Float, Num
 from torch import Tensor
-from torch.nn import functional as F
 
 from limbeck.errors import RecipeError
 from limbeck.losses.masking import finished, keep, paired, widened
@@ -57,18 +56,22 @@ def sharpened(
     for name, value in (("exponent", exponent), ("temperature", temperature)):
         if not value > 0:
             raise RecipeError(f"ofa with {name}={value}: needed is a number above 0.")
-    p = torch.softmax(widened(teacher) / temperature, -1)
+    log_p = _log_probabilities(teacher, temperature)
     if exponent == 1:
-        return p  # whatever the class is
+        return log_p.exp()  # p itself, whatever the class is
     right = (target.argmax(-1) if target.dim() > 1 else target).unsqueeze(-1)
-    own = p.gather(-1, right)
-    return p.pow(exponent).scatter(-1, right, (1 + own).pow(exponent) - 1)
+    own = log_p.gather(-1, right).exp()
+    return (exponent * log_p).exp().scatter(-1, right, (1 + own).pow(exponent) - 1)
 
 
 def sharpened_cross_entropy(
     student: Float[Tensor, "*batch classes"], share: Float[Tensor, "*batch classes"], *, temperature: float = 1.0
 ) -> Float[Tensor, "*batch"]:
     """-sum_c share_c log softmax(student / T)_c. A class that the student rules out and whose share is 0 adds nothing."""
-    log_q = F.log_softmax(widened(student) / temperature, -1)
-    log_q = log_q.masked_fill((share == 0) & torch.isneginf(log_q), 0.0)
+    log_q = _log_probabilities(student, temperature).masked_fill(share == 0, 0.0)
     return -(share * log_q).sum(-1)
+
+
+def _log_probabilities(logits: Float[Tensor, "*batch classes"], temperature: float) -> Float[Tensor, "*batch classes"]:
+    logits = widened(logits)
+    return torch.log_softmax(logits if temperature == 1 else logits / temperature, -1)

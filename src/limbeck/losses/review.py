@@ -44,7 +44,7 @@ def hcl(
     if mask is not None:  # cut before the difference: nan in a masked sample leaves no trace in the gradient
         student, teacher = (keep(x.flatten(1), mask, 1).view_as(x) for x in (student, teacher))
     apart = student - teacher
-    values, total, share = apart.square().flatten(1).mean(1), 1.0, 1.0
+    values, total, share = _mean_square(apart), 1.0, 1.0
     if apart.dim() == 4:
         height, width = apart.shape[2:]
         nested = height % 4 == 0 and width % 4 == 0
@@ -52,8 +52,13 @@ def hcl(
         for side in (grid for grid in _GRIDS if grid < height):
             rest = _averaged(rest if nested else apart, (side, min(side, width)))
             share /= 2
-            values, total = values + share * rest.square().flatten(1).mean(1), total + share
+            values, total = values + share * _mean_square(rest), total + share
     return finished(values / total, mask, weight)
+
+
+def _mean_square(x: Tensor) -> Float[Tensor, "batch"]:
+    """Per sample. Against zero, for the fused difference has a backward pass of one sweep and `square` one of three."""
+    return F.mse_loss(x, x.new_zeros(()).expand_as(x), reduction="none").flatten(1).mean(1)
 
 
 def _averaged(x: Tensor, size: tuple[int, int]) -> Tensor:
