@@ -16,7 +16,7 @@ from limbeck.engine.settings import TrainSettings
 from limbeck.engine.trainer import Situation
 from limbeck.errors import RecipeError
 from limbeck.losses import cross_entropy, kl, mse
-from limbeck.method import Card, Progress, Transfer
+from limbeck.method import Card, Progress, Terms, Transfer
 from limbeck.methods.kd import KD
 from limbeck.objectives import BatchPart, Loss, Objective, Part, Term
 from limbeck.schedules import Linear
@@ -423,3 +423,24 @@ def test_a_mask_says_which_pixels_or_samples_count(column):
     wrong, batch = dense(mask="lable")
     with pytest.raises(RecipeError, match=r"mask is to be read from the column 'lable'. Did you mean 'label'\?"):
         wrong.loss(batch)
+
+
+def test_labels_go_with_the_classes_that_both_know():
+    """The student knows a, b, c, d and the teacher d, b, a: the term sees a, b, d as 0, 1, 2, and c as -1."""
+    seen = []
+
+    def look(student, teacher, *, target):
+        seen.append(target)
+        return (student - teacher).square().mean(-1)
+
+    torch.manual_seed(0)
+    split = TensorSplit({"x": torch.randn(5, 4), "label": torch.tensor([0, 1, 2, 3, 3])})
+    data = Data({"train": split}, {"x": "", "label": ""}, {"label": list("abcd")}, source="toy")
+    student = Student(nn.Linear(4, 4), view="x", labels=list("abcd"))
+    teacher = Teacher(nn.Linear(4, 3), view="x", labels=list("dba"))
+    method = Terms(Term(look))
+    settle(
+        method, Situation(student, teacher, Task("classification", labels=list("abcd")), data, TrainSettings(epochs=1))
+    )
+    method.loss(split.__getitems__(list(range(5))))
+    assert seen[-1].tolist() == [0, 1, -1, 2, 2]

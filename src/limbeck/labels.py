@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from limbeck.errors import RecipeError
@@ -41,6 +41,12 @@ class LabelMatch:
             for group in self.groups
         ]
         return torch.cat(joined, dim)
+
+    def of_target(self, target: Int64[Tensor, "batch ..."], classes: int) -> Int64[Tensor, "batch ..."]:
+        """Labels among the student's `classes` as places among the shared ones; -1 where there is none."""
+        places = torch.full((classes,), -1, device=target.device)
+        places[torch.tensor(self.student, device=target.device)] = torch.arange(len(self.student), device=target.device)
+        return torch.where(target >= 0, places[target.clamp(min=0)], -1)
 
 
 def match(

@@ -272,12 +272,15 @@ class Objective(nn.Module):
         for term in self.terms:
             ours, theirs = student[term.student_reads], teacher[term.teacher_reads]
             ours, theirs = (s.materialise() if isinstance(s, Projection) else s for s in (ours, theirs))
+            own = batch
             if self.match is not None and term.student_reads == term.teacher_reads == "logits":
                 dim = 1 if ours.dim() == 4 else -1
+                if term.wants_target:
+                    own = {**batch, self.target: self.match.of_target(batch[self.target], ours.shape[dim])}
                 ours, theirs = self.match.of_student(ours, dim), self.match.of_teacher(theirs, dim)
             if _key(term) in self.bridges:
                 ours = self.bridges[_key(term)](ours)
-            loss = loss + term.weight(progress) * self._compare(term, ours, theirs, batch, progress)
+            loss = loss + term.weight(progress) * self._compare(term, ours, theirs, own, progress)
         return loss
 
     def _compare(self, term: Term, ours: Tensor, theirs: Tensor, batch: Mapping[str, Any], progress: Any) -> Loss:

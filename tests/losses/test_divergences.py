@@ -244,3 +244,17 @@ def test_mistakes_are_answered_in_sentences():
         kl(x, x, mask=torch.ones(3, dtype=torch.bool))
     with pytest.raises(RecipeError, match="the weight of a loss"):
         kl(x, x, weight=torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("loss", [kl, reverse_kl, jeffreys, js])
+def test_autocast_does_not_make_them_coarse(loss):
+    g = torch.Generator().manual_seed(0)
+    teacher = torch.randn(16, 100, generator=g)
+    student = (teacher + 0.05 * torch.randn(16, 100, generator=g)).requires_grad_()
+    plain = loss(student, teacher, temperature=4.0)
+    (expected,) = torch.autograd.grad(plain.sum(), student)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = loss(student, teacher, temperature=4.0)
+    (gradient,) = torch.autograd.grad(found.sum(), student)
+    assert torch.equal(found, plain)
+    assert torch.equal(gradient, expected)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-from jaxtyping import Int64
-from torch import Tensor
-
 from limbeck.errors import RecipeError
 from limbeck.losses.masking import aligned
 from limbeck.method import Batch, Transfer, name_of
@@ -32,22 +28,17 @@ class LabelledTransfer(Transfer):
                 "Name the column of the labels (task.target=...), or take kd, which needs none."
             )
         super().setup()
-        some_lack = self.terms.match is not None or len(self.student.shapes["logits"]) > 1
+        self._counted = self.mask is not None or self.terms.match is not None
+        dense = len(self.student.shapes["logits"]) > 1
         for term in self.terms.terms:
-            term.mask = "counts" if self.mask is not None else task.target if some_lack else None
+            term.mask = "counts" if self._counted else task.target if dense else None
 
     def transfer(self, student: Signals, teacher: Signals, batch: Batch) -> Loss:
-        target = self._among_shared(batch[self.task.target])
-        own = {**batch, self.task.target: target}
-        if self.mask is not None:
-            own["counts"] = (target >= 0) & aligned(counted(batch, self.mask), target.shape, "mask")
-        return super().transfer(student, teacher, own)
-
-    def _among_shared(self, target: Int64[Tensor, "batch ..."]) -> Int64[Tensor, "batch ..."]:
-        """The labels' places among the classes that both sides know; -1 where there is none."""
-        if self.terms.match is None:
-            return target
-        shared = torch.tensor(self.terms.match.student, device=target.device)
-        places = torch.full((len(self.student.labels or ()),), -1, device=target.device)
-        places[shared] = torch.arange(len(shared), device=target.device)
-        return torch.where(target >= 0, places[target.clamp(min=0)], -1)
+        if self._counted:
+            target, match = batch[self.task.target], self.terms.match
+            shared = target if match is None else match.of_target(target, len(self.student.labels or ()))
+            counts = shared >= 0
+            if self.mask is not None:
+                counts = counts & aligned(counted(batch, self.mask), target.shape, "mask")
+            batch = {**batch, "counts": counts}
+        return super().transfer(student, teacher, batch)
