@@ -55,6 +55,13 @@ class Alone(Method):
         return self.task.loss(self.student(batch), batch)
 
 
+class Together(KD):
+    """KD with a teacher that learns too, and does not say so on its card."""
+
+    def trainees(self) -> dict[str, list[nn.Module | nn.Parameter]]:
+        return {"student": [self.student.model, self.teacher.model]}
+
+
 def data(seed: int = 0) -> Data:
     g = torch.Generator().manual_seed(seed)
 
@@ -249,6 +256,12 @@ def test_what_cannot_be_asked_is_said(tmp_path):
         ask(tmp_path / "d", student=student, method="supervised")
     with pytest.raises(RecipeError, match="mst-distill works inside the teacher"):
         ask(tmp_path / "d", student=student, method="mst-distill", teacher=Mixture({"a": Teacher(made(), view="x")}))
+    with pytest.raises(RecipeError, match="Together works inside the teacher"):
+        ask(tmp_path / "d", student=student, method=Together())
+    run = {"student": student, "data": data(), "teacher": tmp_path / "c", "train": {"epochs": 1, "batch_size": 4}}
+    with pytest.raises(RecipeError, match="Together trains the teacher, and a store of its answers cannot learn"):
+        limbeck.distill(method=Together(), out=tmp_path / "run", **run)
+    assert not (tmp_path / "run").exists()
     assert ask(tmp_path / "e", student=student, method=Alone()).holds == ["logits"]  # what its card says it needs
     with pytest.raises(RecipeError, match=r"tap 'bdy': .*Did you mean 'body'"):
         ask(tmp_path / "d", cache={"signals": "bdy"})

@@ -56,6 +56,9 @@ def _read(recipe: Recipe, student: Student, teacher: Teacher, task: Task, data: 
     for method in _methods(plan):
         if isinstance(method, Method):
             settle(method, Situation(student, teacher, task, data, recipe.train, recipe.seed, world))
+            learning = [member for group in method.trainees().values() for member in group]
+            if any(one is member.model for one in learning for member in teacher.members.values()):
+                raise RecipeError(_inside(method))
         found |= method.teacher_reads() if isinstance(method, Transfer) else set(method.card.needs)
     if not found:
         raise RecipeError(
@@ -74,11 +77,15 @@ def refuse_work_inside(plan: Method | Procedure) -> None:
         members: list[Any] = list(method.members.values()) if isinstance(method, Sum) else [method]
         for member in members:
             if hasattr(member, "card") and member.card.teacher_mode == "through":
-                raise RecipeError(
-                    f"{name_of(type(member))} works inside the teacher (it teaches it, changes what it computes, or sends gradients through it), so "
-                    "stored answers do not serve it. Use a method that only reads (kd), or the teacher itself. "
-                    "(cache.signals=[logits] stores the logits all the same.)"
-                )
+                raise RecipeError(_inside(member))
+
+
+def _inside(method: Method | Procedure) -> str:
+    return (
+        f"{name_of(type(method))} works inside the teacher (it teaches it, changes what it computes, or sends gradients through it), so "
+        "stored answers do not serve it. Use a method that only reads (kd), or the teacher itself. "
+        "(cache.signals=[logits] stores the logits all the same.)"
+    )
 
 
 def _methods(plan: Method | Procedure) -> Iterator[Any]:

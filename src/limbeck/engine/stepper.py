@@ -253,6 +253,10 @@ class Stepper:
                 raise RecipeError(
                     f"trainees()['{name}'] holds a {type(member).__name__}; give its network: {member.whose}.model"
                 )
+            if any(member is teacher.model for teacher in self.teachers if teacher.stored):
+                raise RecipeError(
+                    f"{type(self.method).__name__} trains the teacher, and a store of its answers cannot learn. Use the teacher itself."
+                )
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self._half is None:
