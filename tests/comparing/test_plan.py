@@ -105,6 +105,19 @@ def test_what_was_not_set_is_not_in_the_name():
     assert [label.arm for label in told.values()] == ["train.lr=0.5, kd", "kd", "supervised"]
 
 
+def test_a_recipe_of_one_method_joins_one_of_several():
+    one = planned({"method": ["supervised", "kd"], "seed,teacher": [(0, "torch.nn:Linear")]})
+    members = {"members": {"a": {"model": "torch.nn:Linear"}, "b": {"model": "torch.nn:Bilinear"}}}
+    other = planned({"seed": [0]}, BASE | {"method": "mst-distill", "teacher": members})
+    other.entries[0].recipe = "another"
+    told = labels([*one.entries, *other.entries])
+    assert [label.arm for label in told.values()] == ["supervised", "kd", "mst-distill"]
+    other = planned({"seed": [0]}, BASE | {"train": {"lr": 0.5}})
+    other.entries[0].recipe = "another"
+    told = labels([*one.entries, *other.entries])
+    assert [label.arm for label in told.values()] == ["kd, supervised", "kd, kd", "another, kd"]
+
+
 def test_objects_are_values_too():
     found = planned({"method": [KD(temperature=3.0), KD(), "supervised"]})
     assert arms(found) == ["kd temperature=3.0", "kd", "supervised"]

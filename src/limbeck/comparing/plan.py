@@ -126,18 +126,20 @@ def labels(entries: Sequence[Entry]) -> dict[str, Label]:
     problems = _problems(entries)
     where = {entry.mark: called for entry, called in zip(entries, problems)}
     keys = [key for key in _varied([e.settings for e in entries]) if not _is(key, PROBLEM) and not _is_seed(key)]
-    sources = _sources(entries, where) if "method" not in keys else "recipe"
-    several = any(len({e.recipe for e in entries if where[e.mark] == one}) > 1 for one in set(problems))
+    ways = {e.mark: _said(e.settings["method"]) if "method" in e.settings else e.method for e in entries}
+    told = {(where[e.mark], e.recipe, ways[e.mark]) for e in entries}
+    several = len({(problem, recipe) for problem, recipe, _ in told}) > len(set(problems))
+    alike = len({(problem, way) for problem, _, way in told}) < len(told)  # so that methods do not tell recipes apart
     found = {}
     for entry in entries:
-        parts = {"recipe" if sources == "recipe" else "method": getattr(entry, sources)} if several else {}
+        parts = {"recipe": entry.recipe} if alike else {"method": ways[entry.mark]} if several else {}
         for key in keys:
             if entry.method == ALONE and _is(key, ("teacher",)):
                 continue  # the same run, whoever does not teach
-            if key in entry.settings:
+            if key == "method":
+                parts[key] = ways[entry.mark]
+            elif key in entry.settings:
                 parts[key] = _said(entry.settings[key])
-            elif key == "method":
-                parts[key] = entry.method
         shown = [value if key in ("method", "recipe") else f"{key}={value}" for key, value in parts.items()]
         found[entry.mark] = Label(where[entry.mark], ", ".join(shown) or entry.method, tuple(parts.items()))
     return found
@@ -275,12 +277,6 @@ def _problems(entries: Sequence[Entry]) -> list[str]:
         )
         for entry in entries
     ]
-
-
-def _sources(entries: Sequence[Entry], where: Mapping[str, str]) -> str:
-    """What tells arms of several recipes apart: their methods if each recipe has its own, otherwise their names."""
-    pairs = {(where[e.mark], e.recipe, e.method) for e in entries}
-    return "method" if len({(problem, method) for problem, _, method in pairs}) == len(pairs) else "recipe"
 
 
 def _said(value: Any) -> str:
