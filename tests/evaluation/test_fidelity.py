@@ -57,3 +57,17 @@ def test_other_classes_are_refused():
         fidelity.agreement(S[:, :4], T)
     with pytest.raises(RecipeError, match="sample by sample"):
         fidelity.figures(S[:0], T[:0])
+
+
+def test_loyalties():
+    assert fidelity.label_loyalty(S, T) == fidelity.agreement(S, T)
+    assert fidelity.probability_loyalty(S, S) == 1.0
+    assert fidelity.probability_loyalty(S, T) == pytest.approx(fidelity.probability_loyalty(T, S), abs=1e-15)
+    apart = torch.tensor([[0.0, -math.inf]]), torch.tensor([[-math.inf, 0.0]])
+    assert fidelity.probability_loyalty(*apart) == 0.0  # nothing in common: one whole bit
+    p, q = 0.9, 0.4
+    student, teacher = (torch.tensor([[math.log(x), math.log(1 - x)]], dtype=torch.float64) for x in (p, q))
+    m = (p + q) / 2
+    js = sum(x * math.log2(x / y) / 2 for x, y in ((p, m), (1 - p, 1 - m), (q, m), (1 - q, 1 - m)))
+    assert fidelity.probability_loyalty(student, teacher) == pytest.approx(1 - math.sqrt(js), abs=1e-12)
+    assert fidelity.probability_loyalty(student + 3, teacher) == pytest.approx(1 - math.sqrt(js), abs=1e-12)

@@ -25,7 +25,7 @@ def test_latency_is_the_median_of_the_counted_calls():
 
 def test_one_repeat_is_its_own_quartiles():
     found = speed.latency(lambda: None, repeats=1, warmup=0)
-    assert found.low == found.median == found.high >= 0
+    assert found.low == found.median == found.high == found.p95 >= 0
     with pytest.raises(ValueError, match="at least one repeat"):
         speed.latency(lambda: None, repeats=0)
 
@@ -52,3 +52,10 @@ def test_shared_weights_count_once_and_buffers_are_saved():
     norm = nn.BatchNorm1d(4)
     assert speed.parameters(norm) == 8
     assert speed.size_bytes(norm) == 4 * 16 + 8  # scale, shift, two running moments, and a count in int64
+
+
+def test_p95_is_what_nineteen_of_twenty_calls_keep(monkeypatch):
+    ticks = iter(x for i in range(21) for x in (0.0, i / 1000))  # 21 calls of 0, 1, ... 20 ms
+    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
+    found = speed.latency(lambda: None, repeats=21, warmup=0)
+    assert (found.median, found.p95) == (pytest.approx(10), pytest.approx(19))

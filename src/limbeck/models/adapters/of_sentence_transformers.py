@@ -43,7 +43,7 @@ def read(place: str | Path, whose: str, args: dict[str, Any]) -> Source:
         ) from error
     try:
         model = SentenceTransformer(str(place), device="cpu", **args)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, ImportError, AttributeError) as error:
         raise RecipeError(f"{whose}.model {place}: sentence-transformers cannot read it: {error}") from error
     longest = model.max_seq_length
 
