@@ -142,6 +142,11 @@ def test_where_all_fail_the_exit_code_says_so_and_a_mistake_in_the_words_starts_
         code, _, said = cli("compare", "kd.yaml", *words, "--out", "never")
         assert (code, told in said) == (2, True), said
         assert not (project / "never/comparison.json").exists()
+    with pytest.MonkeyPatch.context() as several, pytest.raises(RecipeError, match="start one comparison on each"):
+        several.setenv("WORLD_SIZE", "2")
+        compare("kd.yaml", out="never")
+    with pytest.raises(RecipeError, match="tune=-1"):
+        compare("kd.yaml", tune=-1, out="never")
     (project / "full").mkdir()
     (project / "full/mine.txt").write_text("precious")
     code, _, said = cli("compare", "kd.yaml", "--out", "full")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -94,6 +95,10 @@ def compare(
     settings = words.settings(str(source) for source in sources if words.is_setting(source)) | dict(vary or {})
     if any(map(is_comparison, given)):
         return _join(given, settings or keys, out)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RecipeError(
+            "compare runs in one process. For several devices start one comparison on each, and join them."
+        )
     if tune < 0:
         raise RecipeError(f"tune={tune}: give the number of trials per arm, or 0.")
     planned = plan(given, settings, keys)
