@@ -238,7 +238,7 @@ def test_export_gives_the_shipped_bytes(project, cli):
     code, out, _ = cli("export", "run")
     assert code == 0
     assert (project / out.strip()).read_bytes() == weights("run")
-    code, _, shown = cli("export", "run", "--to", "onnx")
+    code, _, shown = cli("export", "run", "--to", "diffusers")
     assert code == 2
     assert "not there yet" in shown
 

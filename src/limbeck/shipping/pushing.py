@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from limbeck.errors import RecipeError
 
@@ -21,7 +22,7 @@ def check(repository: str) -> None:
     if not _REPOSITORY.fullmatch(repository):
         raise RecipeError(f"--push '{repository}': a repository is owner/name, for example my-lab/digits-student.")
     if importlib.util.find_spec("huggingface_hub") is None:
-        raise RecipeError("--push needs huggingface_hub: pip install huggingface_hub, then: hf auth login")
+        raise RecipeError("--push needs huggingface_hub: pip install 'limbeck[export]', then: hf auth login")
 
 
 def push(folder: Path, repository: str, message: str) -> str:
@@ -36,7 +37,7 @@ def push(folder: Path, repository: str, message: str) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
-    transport = HfHubHTTPError.__mro__[1]  # the base of all errors of whichever HTTP library this version is built on
+    transport: Any = HfHubHTTPError.__mro__[1]  # the base of all errors of whichever HTTP library this version is built on
     api = HfApi()
     try:
         address = api.create_repo(repository, exist_ok=True)

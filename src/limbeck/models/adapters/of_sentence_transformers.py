@@ -39,7 +39,7 @@ def read(place: str | Path, whose: str, args: dict[str, Any]) -> Source:
         from sentence_transformers import SentenceTransformer
     except ModuleNotFoundError as error:
         raise RecipeError(
-            f"{whose}.model {place} is a sentence-transformers folder (modules.json): pip install sentence-transformers"
+            f"{whose}.model {place} is a sentence-transformers folder (modules.json): pip install 'limbeck[embeddings]'"
         ) from error
     try:
         model = SentenceTransformer(str(place), device="cpu", **args)
