@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from limbeck.actors import Actor, Teacher
 from limbeck.errors import RecipeError
-from limbeck.method import Transfer
+from limbeck.method import Transfer, name_of
+from limbeck.signals import Tap
 
 EMBEDDING, LOGITS = "embedding", "logits"
 _CLASSIFIERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -176,7 +177,7 @@ class LayerTransfer(Transfer):
     def prepare(self) -> None:
         """Settle `self.pairs`, the names of the signals to compare, and listen there."""
         given = self.layers
-        pairs = given if given is not None else self._proposed()
+        pairs = given if given is not None else self._stored() or self._proposed()
         self.pairs = [
             (listen(self.student, ours), listen(self.teacher, theirs) if self.teacher is not None else theirs)
             for ours, theirs in pairs
@@ -184,6 +185,20 @@ class LayerTransfer(Transfer):
         if given is None:
             told = ", ".join(f"{self._place(self.student, s)} -> {self._place(self.teacher, t)}" for s, t in self.pairs)
             self.notices.append(f"layers compared (student -> teacher): {told}. Others: method.layers=[[place, place]]")
+
+    def _stored(self) -> list[tuple[str, str]] | None:
+        """The pairs for which a stored teacher was asked, so that the method is the same with it; None for others."""
+        known = getattr(self.teacher, "paired", {}).get(name_of(type(self)), [])
+        if not known or any(path != self.student.paths.get(ours, path) for ours, path, _ in known):
+            return None
+        try:
+            for _, path, _ in known:
+                Tap(path).resolve(self.student.model)
+        except RecipeError:
+            return None  # another student: its places are proposed anew
+        for ours, path, _ in known:
+            self.student.tap(ours, path)
+        return [(ours, theirs) for ours, _, theirs in known]
 
     def _proposed(self) -> list[tuple[str, str]]:
         split = self.data.splits["train"]

@@ -140,6 +140,45 @@ def test_layers_that_were_proposed_are_found_again_in_the_cache(tmp_path):
     assert runs[0].result["teacher"] is not None
 
 
+@pytest.mark.parametrize("method", ["fitnets", "ofa", "rkd", "kd+at"])
+def test_what_a_method_takes_from_the_teachers_network_is_kept(tmp_path, method):
+    """FitNets takes the middle pair of many, OFA the width of the teacher's embedding: neither is in the answers."""
+    torch.manual_seed(0)
+    teacher = Teacher(Deep(9), view="image")
+    images = {"image": torch.randn(12, 1, 8, 8), "label": torch.randint(0, 3, (12,))}
+    found = Data({"train": TensorSplit(images)}, {"image": "", "label": ""}, source="images")
+
+    def student() -> Student:
+        torch.manual_seed(1)
+        return Student(Deep(4), view="image")
+
+    train = {"epochs": 2, "batch_size": 4}
+    keys = {"data": found, "method": method, "train": train, "control": "none"}
+    stored = ask(tmp_path / "c", teacher=teacher, student=student(), **keys | {"cache": {"dtype": "fp32"}})
+    assert stored.embedding_width == 18
+    runs = [
+        limbeck.distill(teacher=t, student=student(), out=tmp_path / name, **keys)
+        for name, t in (("online", teacher), ("cached", stored))
+    ]
+    one, other = map(weights, runs)
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-6)
+
+
+class Deep(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.a, self.b, self.c = (
+            nn.Conv2d(1, width, 3, padding=1),
+            nn.Conv2d(width, width, 3, stride=2, padding=1),
+            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+        )
+        self.head = nn.Linear(2 * width, 3)
+
+    def forward(self, image):
+        return self.head(self.c(self.b(self.a(image).relu()).relu()).relu().mean((2, 3)))
+
+
 def weights(run: Any) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 

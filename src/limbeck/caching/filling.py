@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
+from torch import nn
 
-from limbeck import __version__
+from limbeck import __version__, layers
 from limbeck.actors import Teacher
 from limbeck.caching import form, packing, wanted
 from limbeck.caching.asking import Asker, drawn
@@ -101,10 +102,11 @@ def prepare(recipe: Recipe, world: World) -> tuple[Teacher, Data, dict[str, Any]
     splits = list(keys.splits or data.splits)
     for name in splits:
         data[name]  # refused where there is none
-    names, why = wanted.signals(recipe, teacher, data, world)
+    names, why, paired = wanted.signals(recipe, teacher, data, world)
     segmentation = recipe.task.use == "segmentation"
     batch = data[splits[0]].__getitems__(list(range(min(2, len(data[splits[0]])))))
-    values = _probe(teacher, to_device(batch, world.device), names)
+    batch = to_device(batch, world.device)
+    values = _probe(teacher, batch, names)
     packings = {name: packing.of(values[name], name, keys.dtype, keys.top_k, segmentation) for name in names}
     random = drawn(teacher, data, world.device)
     views = {"count": keys.views, "seed": recipe.seed} if random else None
@@ -125,9 +127,10 @@ def prepare(recipe: Recipe, world: World) -> tuple[Teacher, Data, dict[str, Any]
         "limbeck": __version__,
         "format": form.FORMAT,
         "complete": False,
-        "teacher": _told(teacher),
+        "teacher": _told(teacher) | {"embedding_width": _embedding_width(teacher, batch)},
         "data": {"source": data.source, "fingerprint": data.fingerprint},
         "signals": {name: packings[name].spec() for name in names},
+        "paired": paired,
         "passes": passes,
         "views": views,
         "precision": _precision(train.precision, world),
@@ -181,6 +184,17 @@ def _told(teacher: Teacher) -> dict[str, Any]:
         "taps": paths,
         "labels": teacher.labels,
     }
+
+
+def _embedding_width(teacher: Teacher, batch: dict[str, Any]) -> int:
+    """What methods ask of a network that they cannot look at any more; 0 where there is no one embedding."""
+    if isinstance(teacher, Mixture):
+        return 0
+    try:
+        last = teacher.model.get_submodule(layers.classifier_path(teacher, batch))
+    except RecipeError:
+        return 0
+    return last.in_features if isinstance(last, nn.Linear) else 0
 
 
 def _probe(teacher: Teacher, batch: dict[str, Any], names: list[str]) -> dict[str, Any]:

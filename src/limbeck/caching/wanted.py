@@ -12,15 +12,20 @@ from limbeck.engine.processes import World
 from limbeck.engine.trainer import Situation
 from limbeck.engine.validate import to_device
 from limbeck.errors import RecipeError
-from limbeck.layers import EMBEDDING, embedding, listen
+from limbeck.layers import EMBEDDING, LayerTransfer, embedding, listen
 from limbeck.method import Method, Procedure, Sum, Transfer, name_of
 from limbeck.recipe import Recipe
 from limbeck.recipe.stages import Stages
 from limbeck.tasks import Task
 
+Paired = dict[str, list[list[str]]]
 
-def signals(recipe: Recipe, teacher: Teacher, data: Data, world: World) -> tuple[list[str], str]:
-    """The names, in the order in which the teacher gives them, and why they are these.
+
+def signals(recipe: Recipe, teacher: Teacher, data: Data, world: World) -> tuple[list[str], str, Paired]:
+    """The names, in the order in which the teacher gives them; why they are these; and which layers were paired.
+
+    Of each method that proposed layers itself: the student's place, its path, and the teacher's signal. A training with
+    the cache takes these pairs again, since nothing can be proposed from a network that is not there.
 
     Raises:
         RecipeError: a method that cannot live on stored answers, or a signal that the teacher does not give.
@@ -28,11 +33,11 @@ def signals(recipe: Recipe, teacher: Teacher, data: Data, world: World) -> tuple
     given = recipe.cache.signals
     split = next(iter(data.splits.values()))
     batch = to_device(split.__getitems__(list(range(min(2, len(split))))), world.device)
-    why = "as cache.signals says"
+    why, paired = "as cache.signals says", Paired()
     if given is None and recipe.student is not None:
         student, task = recipe.build_student(), recipe.build_task(data)
         student.model.to(world.device)
-        names = _read(recipe, student, teacher, task, data, world)
+        names = _read(recipe, student, teacher, task, data, world, paired)
         why = f"which {recipe.method_name()} reads"
     else:
         names = set(given or ["logits"])
@@ -46,10 +51,12 @@ def signals(recipe: Recipe, teacher: Teacher, data: Data, world: World) -> tuple
     for name in names:
         if name not in shapes:
             raise RecipeError(f"cache.signals: {teacher.lacks(name)}")
-    return [name for name in shapes if name in names], why
+    return [name for name in shapes if name in names], why, paired
 
 
-def _read(recipe: Recipe, student: Student, teacher: Teacher, task: Task, data: Data, world: World) -> set[str]:
+def _read(
+    recipe: Recipe, student: Student, teacher: Teacher, task: Task, data: Data, world: World, paired: Paired
+) -> set[str]:
     found: set[str] = set()
     plan = recipe.build_plan()
     refuse_work_inside(plan)
@@ -59,6 +66,10 @@ def _read(recipe: Recipe, student: Student, teacher: Teacher, task: Task, data: 
             learning = [member for group in method.trainees().values() for member in group]
             if any(one is member.model for one in learning for member in teacher.members.values()):
                 raise RecipeError(_inside(method))
+            for member in _members(method):
+                if isinstance(member, LayerTransfer) and member.layers is None:
+                    told = [[ours, student.paths.get(ours, ours), theirs] for ours, theirs in member.pairs]
+                    paired[name_of(type(member))] = told
         found |= method.teacher_reads() if isinstance(method, Transfer) else set(method.card.needs)
     if not found:
         raise RecipeError(
@@ -74,10 +85,13 @@ def refuse_work_inside(plan: Method | Procedure) -> None:
         RecipeError: a method whose card says that it works through the teacher.
     """
     for method in _methods(plan):
-        members: list[Any] = list(method.members.values()) if isinstance(method, Sum) else [method]
-        for member in members:
+        for member in _members(method):
             if hasattr(member, "card") and member.card.teacher_mode == "through":
                 raise RecipeError(_inside(member))
+
+
+def _members(method: Any) -> list[Any]:
+    return list(method.members.values()) if isinstance(method, Sum) else [method]
 
 
 def _inside(method: Method | Procedure) -> str:

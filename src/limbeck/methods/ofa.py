@@ -97,8 +97,8 @@ class OFA(Transfer):
     def _teachers_width(self) -> int:
         """Of its embedding; 0 where it has no network of its own to look at."""
         several = isinstance(self.teacher, Teacher) and len(self.teacher.members) > 1
-        if several or getattr(self.teacher, "holds", None) is not None:
-            return 0
+        if several or self.teacher.stored:
+            return getattr(self.teacher, "embedding_width", 0)
         heard, logits = layers.hear(self.teacher, layers.on_device(self.teacher, self._few()))
         last = [h.module for h in heard if isinstance(h.module, nn.Linear) and logits is not None]
         return last[-1].in_features if last else 0

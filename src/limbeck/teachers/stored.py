@@ -95,6 +95,8 @@ class Stored(Teacher):
         self.holds: list[str] = list(self.header["signals"])
         self.shapes = {name: tuple(spec["shape"]) for name, spec in self.header["signals"].items()}
         self.packings = {name: packing.read(spec) for name, spec in self.header["signals"].items()}
+        self.paired: dict[str, list[list[str]]] = self.header["paired"]  # by method: student's place, its path, signal
+        self.embedding_width: int = told["embedding_width"]
         self.may_stop_early = True
         self._data: Data | None = None
         self._looks = 0
