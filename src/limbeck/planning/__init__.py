@@ -19,7 +19,7 @@ from limbeck.engine import random_state
 from limbeck.engine.processes import World
 from limbeck.engine.trainer import Observer, Silent, Stopped
 from limbeck.errors import RecipeError
-from limbeck.planning import devices, prediction
+from limbeck.planning import devices, prediction, watching
 from limbeck.planning.advice import Limit, advice
 from limbeck.planning.rehearsal import Rehearsal, ShortRecipe
 from limbeck.planning.watching import bytes_of, state_of
@@ -93,7 +93,7 @@ def plan(
     given = _resolved(recipe, settings, dict(keys))
     gc.collect()
     devices.forget_peak()
-    return _plan(given, time.time(), on, price, speed, observer)
+    return _plan(given, 0.0, on, price, speed, observer)
 
 
 def of_process(
@@ -105,13 +105,13 @@ def of_process(
     observer: Observer | None = None,
 ) -> Plan:
     """The same for a process that would do nothing but run this recipe: its start counts, in time and in memory."""
-    began = time.time() - time.process_time()  # what it computed so far were imports, which a run does too
-    return _plan(_resolved(recipe, settings, {}), began, on, price, speed, observer)
+    before = time.process_time()  # what it computed so far were imports, which a run does too
+    return _plan(_resolved(recipe, settings, {}), before, on, price, speed, observer)
 
 
 def _plan(
     wanted: Recipe,
-    began: float,
+    before: float,
     on: str | None,
     price: float | None,
     speed: float | None,
@@ -123,7 +123,7 @@ def _plan(
             raise RecipeError(f"{name}={value!r}: give a number above 0.")
     if speed is not None and device.here:
         raise RecipeError("speed= compares another device with this one: say which, on=h100")
-    base = devices.resident()
+    base, began = devices.resident(), watching.now()
     world = World(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if world.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(world.device)
@@ -142,7 +142,7 @@ def _plan(
         result = json.loads((place / "run" / "result.json").read_text())
         peak = _peak(world)
         stored = prediction.disk(rehearsal, place / "run")
-        wall = time.time() - began
+        wall = before + watching.now() - began
     except Stopped as stopped:
         raise KeyboardInterrupt from stopped
     finally:

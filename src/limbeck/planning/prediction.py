@@ -173,13 +173,12 @@ def stage_seconds(seen: Seen) -> dict[str, float]:
 def seconds(rehearsal: Rehearsal, wall: float) -> dict[str, Any]:
     """Seconds to the end of the run, and where they go."""
     found = {"training": 0.0, "validating": 0.0, "saving": 0.0, "control": 0.0}
-    left, spared = 0.0, 0.0
+    left = 0.0
     for seen in rehearsal.seen:
         own = stage_seconds(seen)
         whole = own["training"] + own["validating"] + own["saving"]
         if seen.control and rehearsal.found_control is not None:
-            spared += whole - own["left_out"] - seen.extra_s
-            left -= seen.extra_s
+            left -= whole - own["left_out"]  # what the rehearsal spent on it
             continue
         left += own["left_out"]
         if seen.control:
@@ -195,7 +194,7 @@ def seconds(rehearsal: Rehearsal, wall: float) -> dict[str, Any]:
     )
     if extra.get("validation"):
         left += rehearsal.findings_s * extra["validation"] / (full["validation"] - extra["validation"])
-    total = wall + left - max(spared, 0.0)
+    total = wall + left
     return {"total": total, **found, "around": total - sum(found.values())}
 
 

@@ -7,7 +7,6 @@ costs is what the run costs besides the steps, validations and rows that were le
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,15 +22,15 @@ from limbeck.data.tensors import Data, TensorSplit
 from limbeck.engine import checkpoint, random_state
 from limbeck.engine.course import Course
 from limbeck.engine.log import Log
-from limbeck.engine.pieces import cut, kept_bytes, rows
+from limbeck.engine.pieces import cut, rows
 from limbeck.engine.stepper import Stepper
 from limbeck.engine.trainer import Situation, Trainer
 from limbeck.interrupts import Interrupts
 from limbeck.life import Life
 from limbeck.method import Method, Procedure, Progress, Stage, Update, name_of
 from limbeck.methods.supervised import Supervised
-from limbeck.planning import devices
-from limbeck.planning.watching import Alive, Clock, bytes_of, count_terms, heard, state_of, undisturbed
+from limbeck.planning import devices, watching
+from limbeck.planning.watching import Alive, Clock, bytes_of, count_terms, heard, kept_bytes, state_of, undisturbed
 from limbeck.recipe import Recipe
 from limbeck.tasks import Task
 from limbeck.writing import write_json
@@ -154,7 +153,7 @@ class ShortTrainer(Trainer):
             optimizer = trainee.optimizer
             setattr(optimizer, "step", self.clock.wrapped("optimizer", optimizer.step))  # noqa: B010
         count_terms(self.clock, self.method)
-        self._began = time.perf_counter()
+        self._began = watching.now()
 
     def run(self) -> None:
         """Train until there is enough to tell."""
@@ -168,11 +167,12 @@ class ShortTrainer(Trainer):
 
     def _step(self, batch: dict[str, Any], epoch: int, waited: float, clock: float) -> None:
         extra = self.seen.extra_s
+        began = watching.now()
         with self.clock("other"):
             super()._step(batch, epoch, waited, clock)
-        spent = time.monotonic() - clock
+        spent = waited + watching.now() - began
         sections = self.clock.take() | {"data": waited}
-        looked, elapsed = self.seen.extra_s - extra, time.perf_counter() - self._began
+        looked, elapsed = self.seen.extra_s - extra, watching.now() - self._began
         self.seen.last = (max(spent - looked, 1e-9), len(batch["id"]))
         if not looked and (self.step > WARM or (self.step > 1 and elapsed > ENOUGH)):
             self.seen.timed.append((spent, len(batch["id"])))
@@ -189,12 +189,12 @@ class ShortTrainer(Trainer):
         if not first_look:
             with self.clock("backward"):
                 return Stepper.perform(self.stepper, self._heard(update), progress, measure=measure)
-        began = time.perf_counter()
+        began = watching.now()
         alive = Alive()
         with alive:
             done = Stepper.perform(self.stepper, update, progress, measure=measure)
         self._look(update, alive.peak)
-        self.seen.extra_s += max(time.perf_counter() - began, 1e-9)
+        self.seen.extra_s += max(watching.now() - began, 1e-9)
         return done
 
     def _heard(self, update: Update) -> Update:
@@ -207,9 +207,9 @@ class ShortTrainer(Trainer):
         stepper, count, device = self.stepper, rows(update.batch), self.world.device
         if self.step or update.whole or count < 8 or self.seen.forced > 1:
             return
+        began, pilot = watching.now(), 4
         trainee = stepper._trainee(update)
         stepper._activate(trainee)
-        pilot = 4
         kept = self._kept(update, cut(update.batch, count // pilot)[0], half=False)
         whole = 2 * kept / pilot * count + 3 * bytes_of(trainee.parameters)
         room = 0.8 * devices.free(device)
@@ -217,6 +217,7 @@ class ShortTrainer(Trainer):
         while whole / asked / self.seen.forced > room and self.seen.forced < count:
             self.seen.forced *= 2
             stepper.pieces = asked * self.seen.forced
+        self.seen.extra_s += watching.now() - began
 
     def _kept(self, update: Update, piece: dict[str, Any], *, half: bool) -> int:
         """Bytes that autograd keeps of one piece; with `half` under bf16 autocast, as a GPU would."""
@@ -274,16 +275,16 @@ class ShortTrainer(Trainer):
         }
 
     def _validate(self, epoch: int) -> bool:
-        began = time.perf_counter()
+        began = watching.now()
         impatient = super()._validate(epoch)
-        spent = time.perf_counter() - began
+        spent = watching.now() - began
         if self.validation is None or self.situation.task is None:
             return impatient
         again = spent
         if not self.seen.validations and spent < ENOUGH:  # the first one also loads libraries
-            middle = time.perf_counter()
+            middle = watching.now()
             super()._validate(epoch)
-            again = time.perf_counter() - middle
+            again = watching.now() - middle
             self.seen.extra_s += again
         self.seen.validation_s += spent
         self.seen.validations.append(min(spent, again))
@@ -321,10 +322,10 @@ class ShortCourse(Course):
         return trainer
 
     def _save(self, trainer: Trainer, own: dict[str, Any] | None) -> None:
-        began = time.perf_counter()
+        began = watching.now()
         super()._save(trainer, own)
         assert isinstance(trainer, ShortTrainer)
-        trainer.seen.saves.append(time.perf_counter() - began)
+        trainer.seen.saves.append(watching.now() - began)
         trainer.seen.saved_between += trainer.step > 0
 
 
@@ -335,7 +336,6 @@ class Rehearsal(Life):
     half: bool = False
     mind_limit: bool = True
     seen: list[Seen] = field(default_factory=list)
-    begun_at: float = 0.0
     findings_s: float = 0.0
     asked: dict[str, float] = field(default_factory=dict)  # seconds of forward passes in the last measuring
     logits: int = 1
@@ -356,7 +356,6 @@ class Rehearsal(Life):
     ) -> tuple[list[dict[str, Any]], Method | None]:
         in_control = folder != self.folder
         if not in_control:
-            self.begun_at = time.monotonic()
             self.procedure = name_of(type(plan)) if isinstance(plan, Procedure) else ""
         log = Log(folder / "log.jsonl")
         settings, seed = self.recipe.train, self.recipe.seed
@@ -405,11 +404,11 @@ class Rehearsal(Life):
         return super()._control(untrained, student, task, data, interrupts)
 
     def _findings(self, method: Method, data: Data) -> list[dict[str, Any]]:
-        began = time.perf_counter()
+        began = watching.now()
         try:
             return super()._findings(method, data)
         finally:
-            self.findings_s = time.perf_counter() - began
+            self.findings_s = watching.now() - began
 
     def _finish(
         self,

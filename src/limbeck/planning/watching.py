@@ -18,6 +18,8 @@ from limbeck.engine import random_state
 from limbeck.engine.stepper import Stepper
 from limbeck.objectives import Objective
 
+now: Callable[[], float] = time.perf_counter  # the one clock of all that is measured here
+
 
 class Clock:
     """Seconds per section, each without what was spent in sections inside it.
@@ -45,10 +47,10 @@ class Clock:
     def _edge(self) -> None:
         if self._cuda is not None:
             torch.cuda.synchronize(self._cuda)
-        now = time.perf_counter()
+        at = now()
         if self._open:
-            self.seconds[self._open[-1]] = self.seconds.get(self._open[-1], 0.0) + now - self._since
-        self._since = now
+            self.seconds[self._open[-1]] = self.seconds.get(self._open[-1], 0.0) + at - self._since
+        self._since = at
 
     def take(self) -> dict[str, float]:
         """The sections so far; counting begins anew."""
@@ -140,6 +142,24 @@ def bytes_of(tensors: Iterable[Any]) -> int:
             local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
             sizes[_key(local)] = local.untyped_storage().nbytes()
     return sum(sizes.values())
+
+
+def kept_bytes(run: Callable[[], Any], besides: Iterable[Any] = ()) -> int:
+    """Bytes that autograd keeps for the backward pass of what `run` computes: each storage once, and none of `besides`.
+
+    What is kept is a detached alias: an operation that keeps its own output would otherwise hold itself for ever.
+    """
+    seen: dict[int, int] = {}
+    here = {_key(t) for t in besides if isinstance(t, Tensor) and not hasattr(t, "to_local")}
+
+    def note(tensor: Tensor) -> Tensor:
+        seen[_key(tensor)] = tensor.untyped_storage().nbytes()
+        return tensor.detach()
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        result = run()
+    del result
+    return sum(size for key, size in seen.items() if key not in here)
 
 
 def state_of(module: nn.Module) -> list[Tensor]:
