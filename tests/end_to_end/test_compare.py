@@ -129,7 +129,7 @@ def test_runs_that_fail_are_shown_with_their_reason(project, cli):
     ]
 
 
-def test_where_all_fail_the_exit_code_says_so_and_a_mistake_in_the_words_starts_nothing(project, cli):
+def test_where_all_fail_the_exit_code_says_so_and_a_mistake_in_the_words_starts_nothing(project, cli, monkeypatch):
     code, shown, _ = cli("compare", "kd.yaml", "method=tiny_models:one_number", "--out", "out")
     assert (code, "failed" in shown) == (1, True)
     for words, told in (
@@ -142,9 +142,10 @@ def test_where_all_fail_the_exit_code_says_so_and_a_mistake_in_the_words_starts_
         code, _, said = cli("compare", "kd.yaml", *words, "--out", "never")
         assert (code, told in said) == (2, True), said
         assert not (project / "never/comparison.json").exists()
-    with pytest.MonkeyPatch.context() as several, pytest.raises(RecipeError, match="start one comparison on each"):
-        several.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RecipeError, match="start one comparison on each"):
         compare("kd.yaml", out="never")
+    monkeypatch.delenv("WORLD_SIZE")
     with pytest.raises(RecipeError, match="tune=-1"):
         compare("kd.yaml", tune=-1, out="never")
     (project / "full").mkdir()
