@@ -189,7 +189,8 @@ def _from_path(path: Path, args: dict[str, Any], whose: str) -> Source:
         source.origin = source.origin or source.spec
         source.spec, source.surgery = {"model": str(path)}, [*source.surgery, *facts.get("surgery", [])]
         source.weights = (folder / WEIGHTS_FILE).resolve()
-        source.view, source.taps, source.labels = facts.get("view"), facts.get("taps") or {}, facts.get("labels")
+        source.view, source.labels = adapters.at_home(facts.get("view"), folder), facts.get("labels")
+        source.taps = facts.get("taps") or {}
         return source
     family = adapters.folder_of(path)
     if family is not None:

@@ -14,6 +14,7 @@ from typing import Any
 from limbeck import __version__
 from limbeck.actors import Student
 from limbeck.errors import RecipeError, nearest
+from limbeck.models import adapters
 from limbeck.shipping import card
 from limbeck.shipping.package import Package, Rows
 
@@ -79,6 +80,7 @@ def export(
             student = _looked(student, rows)
             package = Package(student, aside, quantize, rows, shipped)
             facts = module.write(package) | _about(student)
+            facts["beside"] = adapters.keep_beside(student.model, aside, package.origin())
         else:
             facts = module.copy(shipped, aside)
         facts = {"limbeck": __version__, "format": to, "quantize": quantize} | facts
@@ -124,8 +126,9 @@ def sentences(facts: dict[str, Any]) -> list[str]:
     told = []
     if "check" in facts:
         c = facts["check"]
+        before = "Before int8, checked" if "int8" in facts else "Checked"
         told.append(
-            f"Checked against PyTorch on {c['samples']} real samples: largest error {c['largest_error']:.2g} (tolerance {c['tolerance']:.2g})."
+            f"{before} against PyTorch on {c['samples']} real samples: largest error {c['largest_error']:.2g} (tolerance {c['tolerance']:.2g})."
         )
     if "int8" in facts:
         m = facts["int8"]

@@ -8,6 +8,7 @@ from typing import Any
 
 from limbeck.actors import Student
 from limbeck.errors import RecipeError
+from limbeck.models import adapters
 from limbeck.shipping.exporting import FILE
 from limbeck.shipping.runtime import Shipped
 
@@ -46,6 +47,7 @@ def student(place: str | Path) -> Student:
         raise RecipeError(f"{place} is no export: there is no {FILE} in it.")
     path = Path(place)
     folder = path if path.is_dir() else path.parent
+    facts["view"] = adapters.at_home(facts.get("view"), folder)
     if facts["format"] == "safetensors":
         return Student(folder)
     if facts["format"] == "transformers":

@@ -57,6 +57,13 @@ class Package:
     def __post_init__(self) -> None:
         self.student = on_cpu(self.student)
 
+    def origin(self) -> Path | None:
+        """The folder with what the network's library needs beside weights: the student's own, or that which it was begun from."""
+        source = self.student.source
+        places = [self.shipped, source.weights, *(spec["model"] for spec in (source.spec, source.origin) if spec)]
+        folders = [Path(place) for place in places if place]
+        return next((place for place in folders if (place / "config.json").exists()), None)
+
     def needed_rows(self, to: str) -> Rows:
         """The rows, for a format that cannot do without.
 

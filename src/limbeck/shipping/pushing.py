@@ -37,7 +37,9 @@ def push(folder: Path, repository: str, message: str) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
-    transport: Any = HfHubHTTPError.__mro__[1]  # the base of all errors of whichever HTTP library this version is built on
+    transport: Any = HfHubHTTPError.__mro__[
+        1
+    ]  # the base of all errors of whichever HTTP library this version is built on
     api = HfApi()
     try:
         address = api.create_repo(repository, exist_ok=True)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from limbeck.actors import Student
 from limbeck.errors import RecipeError
-from limbeck.models.adapters.of_transformers import copy_beside
 from limbeck.shipping.checking import compare
 from limbeck.shipping.graph import Graph, quietly
 from limbeck.shipping.package import Package, on_cpu
-from limbeck.sources import STUDENT_FILE
 
 NAME = "transformers"
 QUANTIZES = ("none",)
@@ -48,8 +44,7 @@ def write(package: Package) -> dict[str, Any]:
         model.config.label2id = {label: i for i, label in enumerate(student.labels)}
     with quietly():
         model.save_pretrained(package.folder)
-    copied = copy_beside(_origin(package), package.folder)
-    told: dict[str, Any] = {"file": "", "outputs": ["logits"], "copied": copied}
+    told: dict[str, Any] = {"file": "", "outputs": ["logits"]}
     with quietly():
         again = type(model).from_pretrained(package.folder)
     if package.rows is not None:
@@ -77,16 +72,3 @@ def _first(package: Package) -> dict[str, Tensor]:
 
     assert package.rows is not None
     return inputs(package.student, package.rows.batch(package.rows.split, 2))
-
-
-def _origin(package: Package) -> Path | None:
-    """The folder that the student was begun from."""
-    places = []
-    if package.shipped is not None and (package.shipped / STUDENT_FILE).exists():
-        places += [package.shipped, json.loads((package.shipped / STUDENT_FILE).read_text()).get("model")]
-    source = package.student.source
-    places += [source.weights, (source.spec or {}).get("model")]
-    for place in places:
-        if place and Path(place).is_dir() and (Path(place) / "config.json").exists():
-            return Path(place)
-    return None

@@ -81,9 +81,7 @@ def test_the_student_folder_outlives_the_folder_it_came_from(vit, tmp_path):
         assert after(batch)["logits"].shape == (2, 3)
 
 
-def test_a_transformer_becomes_onnx_with_its_own_names(bert, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
-
+def sentences() -> Data:
     class Texts(torch.utils.data.Dataset):
         """Rows whose texts have different lengths."""
 
@@ -100,7 +98,12 @@ def test_a_transformer_becomes_onnx_with_its_own_names(bert, tmp_path):
             return {"text": [TEXTS[j % 5] for j in i.tolist()], "label": i % 2, "id": i}
 
     splits = {name: Texts() for name in ("train", "validation", "test")}
-    data = Data(splits, {"text": "text", "label": "label"}, {"label": ["bad", "good"]}, "f" * 64, "texts")
+    return Data(splits, {"text": "text", "label": "label"}, {"label": ["bad", "good"]}, "f" * 64, "texts")
+
+
+def test_a_transformer_becomes_onnx_with_its_own_names_and_keeps_its_tokenizer(bert, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    data = sentences()
     run = distill(
         data=data,
         student=str(bert),
@@ -121,6 +124,12 @@ def test_a_transformer_becomes_onnx_with_its_own_names(bert, tmp_path):
         with torch.no_grad():
             expected = student({"text": texts})["logits"]
         torch.testing.assert_close(torch.from_numpy(got), expected, rtol=0, atol=1e-5)
+    assert (written.parent / "tokenizer.json").read_bytes() == (bert / "tokenizer.json").read_bytes()
+    shutil.rmtree(bert)  # what ships has its own
+    for again in (Student(run.folder), opened.student(written)):
+        again.model.eval()
+        with torch.no_grad():
+            torch.testing.assert_close(again({"text": TEXTS[:1]})["logits"], expected, rtol=0, atol=1e-5)
 
 
 def test_a_teacher_in_another_order_teaches_by_names(tmp_path):

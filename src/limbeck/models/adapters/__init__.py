@@ -71,6 +71,27 @@ def keep(model: nn.Module, folder: Path, origin: str | Path | None) -> None:
         module.keep(model, folder, place.parent if place is not None and place.is_file() else place)  # type: ignore[union-attr]
 
 
+def keep_beside(model: nn.Module, folder: Path, origin: Path | None) -> list[str]:
+    """Copy the tokenizer or processor of a model's folder beside another form of it; gives the names of the files."""
+    if origin is None or family_of(model) != "of_transformers":
+        return []
+    from limbeck.models.adapters import of_transformers
+
+    return of_transformers.copy_beside(origin, folder)
+
+
+def at_home(view: Any, folder: Path) -> Any:
+    """A view as a file has it; where its tokenizer's folder is gone, it reads the files that were kept in `folder`."""
+    if not isinstance(view, Mapping) or not (folder / "tokenizer_config.json").exists():
+        return view
+
+    def kept(entry: Any) -> Any:
+        gone = isinstance(entry, Mapping) and entry.get("use") == "tokenise" and not Path(entry["tokenizer"]).exists()
+        return {**entry, "tokenizer": str(folder)} if gone else entry
+
+    return {**view, "transforms": [kept(entry) for entry in view.get("transforms", ())]}
+
+
 def family_of(model: nn.Module) -> str | None:
     """The family that the class of a model comes from; somebody's own subclass is theirs to describe."""
     return FAMILIES.get(type(model).__module__.partition(".")[0])
