@@ -186,3 +186,10 @@ def test_the_same_embedding_serves_two_methods_in_a_sum():
     total = Vector() + Hints()
     bound(total, student(Pyramid()), Pyramid())
     assert {"embedding", "layer1", "layer2"} <= total.teacher_reads()
+
+
+def test_a_sequence_of_blocks_does_not_hide_the_last_one_behind_its_own_value():
+    layers = [nn.TransformerEncoderLayer(8, 2, 16, batch_first=True) for _ in range(3)]
+    model = nn.Sequential(nn.Flatten(2), nn.Linear(64, 8), nn.Sequential(*layers), nn.Flatten(), nn.Linear(24, 3))
+    assert stages(student(model), batch(), 3) == ["2.0", "2.1", "2.2"]
+    assert stages(student(model), batch(), 1) == ["2.2"]

@@ -110,7 +110,7 @@ def stages(actor: Actor, batch: Mapping[str, Any], most: int = 4) -> list[str]:
     tokens = [run for run in runs if run[0].value.dim() == 3]
     runs = tokens or runs  # the map before the tokens is how they were made
     if len(runs) == 1:
-        return _even(_blocks(runs[0]), most)
+        return _even(_blocks(runs[0], heard), most)
     if runs:
         return [run[-1].path for run in runs][-most:]
     linear = [h for h in heard if isinstance(h.module, nn.Linear)]
@@ -132,14 +132,18 @@ def _distinct(heard: list[Heard]) -> list[Heard]:
     return list(best.values())
 
 
-def _blocks(run: list[Heard]) -> list[str]:
-    """The largest family of siblings of one class, as `blocks.0`, `blocks.1`, ...; every place where there is none."""
+def _blocks(run: list[Heard], heard: list[Heard]) -> list[str]:
+    """The largest family of siblings of one class, as `blocks.0`, `blocks.1`, ...; every place where there is none.
+
+    The last of them may give the very value of the container around them, so they are looked for among all that was heard.
+    """
     families: dict[tuple[str, type], list[str]] = {}
-    for h in run:
+    values = {id(h.value) for h in run}
+    for h in heard:
         parent, _, last = h.where.rpartition(".")
-        if last.isdigit():
+        if last.isdigit() and id(h.value) in values:
             families.setdefault((parent, type(h.module)), []).append(h.path)
-    family = max(families.values(), key=len, default=[])
+    family = max(families.values(), key=lambda paths: (len(paths), -paths[0].count(".")), default=[])
     return family if len(family) > 1 else [h.path for h in run]
 
 

@@ -129,7 +129,10 @@ class Life:
             refuse_work_inside(plan)
         for sentence in introduction.untaught(teacher, plan):
             self.say(sentence)
-        untrained = copy.deepcopy(student.model)
+        untrained, self.own_taps = (
+            copy.deepcopy(student.model),
+            dict(student.paths),
+        )  # before a method operates or listens
         for actor in (student, teacher):
             if actor is not None:
                 for model in _networks(actor):
@@ -249,7 +252,7 @@ class Life:
             return None
         if wanted not in ("train", "start"):
             return Student(wanted, view=student.view)
-        alone = Student(untrained.to(self.world.device), view=student.view, taps=student.paths, labels=student.labels)
+        alone = Student(untrained.to(self.world.device), view=student.view, taps=self.own_taps, labels=student.labels)
         if wanted == "start":
             return alone
         folder = self.folder / control.FOLDER

@@ -41,7 +41,7 @@ def mse(
     A squared Euclidean distance, the published form of several methods, is the width times this.
     """
     student, teacher = _kept(student, teacher, dim, mask)
-    return _over_positions((student - teacher).square().mean(dim), mask, weight)
+    return _over_positions(F.mse_loss(student, teacher, reduction="none").mean(dim), mask, weight)
 
 
 def smooth_l1(
