@@ -22,9 +22,9 @@ import limbeck
 HERE = Path(__file__).resolve().parent
 TEACHER = {"model": "benchmarks.networks:ResNet", "args": {"width": 12, "blocks": 2}, "view": "image"}
 STUDENT = {"model": "benchmarks.networks:ResNet", "args": {"width": 6, "blocks": 1}, "view": "image"}
-LIMIT = 4000
-TRAIN = {"epochs": 8, "batch_size": 64, "lr": 3e-3}
-TEACHER_EPOCHS = 12
+LIMIT = 3000
+TRAIN = {"epochs": 6, "batch_size": 64, "lr": 3e-3}
+TEACHER_EPOCHS = 10
 METHODS: list[Any] = [
     "supervised",
     "kd",
