@@ -78,9 +78,9 @@ CASES = {
             "inertial": net(f"{SHIPPED}:InertialCNN", width=8),
         },
         students={
-            "depth": net(f"{SHIPPED}:DepthCNN", width=8),
-            "skeleton": net(f"{SHIPPED}:SkeletonCNN", width=8),
-            "inertial": net(f"{SHIPPED}:InertialCNN", width=8),
+            "depth": net(f"{SHIPPED}:DepthCNN", width=6),
+            "skeleton": net(f"{SHIPPED}:SkeletonCNN", width=6),
+            "inertial": net(f"{SHIPPED}:InertialCNN", width=6),
         },
         train={"epochs": 8, "batch_size": 32, "lr": 5e-3},
         notes="cross-subject split as published; one training subject validates, the next one with each seed",
