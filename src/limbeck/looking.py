@@ -23,7 +23,10 @@ from limbeck.data.tensors import Data
 from limbeck.errors import RecipeError
 from limbeck.evaluation import speed
 from limbeck.methods import all_methods, evidence, find
+from limbeck.models import adapters
 from limbeck.objectives import Term
+from limbeck.shipping import opened
+from limbeck.shipping.showing import look_at_export
 from limbeck.signals import named_tensors
 from limbeck.sources import STUDENT_FILE, import_from
 
@@ -45,11 +48,13 @@ def look(thing: str | None, data: str | None = None) -> Look:
         return look_at_run(path)
     if path.suffix in (".yaml", ".yml"):
         return look_at_recipe(thing)
+    if path.exists() and (exported := opened.facts_of(path)) is not None:
+        return look_at_export(path, exported)
     if path.is_dir() and any((folder / STUDENT_FILE).exists() for folder in (path, path / "student")):
         return look_at_model(Student(path), data)
     if path.is_dir() and list(path.glob("*/recipe.yaml")):
         return look_at_runs(path)
-    if (path / "config.json").exists():
+    if adapters.folder_of(path) is not None:
         return look_at_model(Actor(path), data)
     if path.exists():
         return look_at_data(thing)
@@ -371,7 +376,11 @@ def _plain(annotation: Any) -> str:
         return _plain(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
         return " | ".join(_plain(part) for part in get_args(annotation) if part is not NoneType)
-    return annotation.__name__ if isinstance(annotation, type) and get_origin(annotation) is None else str(annotation).replace("typing.", "")
+    return (
+        annotation.__name__
+        if isinstance(annotation, type) and get_origin(annotation) is None
+        else str(annotation).replace("typing.", "")
+    )
 
 
 def _pairs(console: Console, pairs: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -17,12 +18,13 @@ import torch
 from safetensors.torch import load_file
 
 import limbeck
-from conftest import DATA, KD, MODELS
 from limbeck import RecipeError, Run, Student, Task, distill
 from limbeck.shipping import checking, exporting, opened
 from limbeck.shipping.package import Rows
 
 onnxruntime = pytest.importorskip("onnxruntime")
+_found = runpy.run_path(str(Path(__file__).with_name("conftest.py")))  # by path: other folders have a conftest too
+DATA, KD, MODELS = (_found[name] for name in ("DATA", "KD", "MODELS"))
 
 MORE = '''
 import torch
@@ -254,12 +256,6 @@ def test_what_is_no_single_graph_is_refused_before_training_with_the_alternative
         run.export("onnx")
 
 
-def test_a_recipe_exports_at_the_end(tmp_path):
-    run = distill("kd.yaml", "train.steps=2", "export=[onnx, safetensors]", out=tmp_path / "run")
-    assert {p.name for p in (run.folder / "export").iterdir()} == {"onnx", "safetensors"}
-    assert any(note.startswith("exported: ") and "largest error" in note for note in run.result["notices"])
-
-
 def test_an_export_that_fails_at_the_end_does_not_cost_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(checking, "TOLERANCE", -1.0)
     run = distill("kd.yaml", "train.steps=2", "export=onnx", out=tmp_path / "run")
@@ -278,14 +274,16 @@ def test_a_run_whose_recipe_cannot_be_read_still_exports(tmp_path):
     assert opened.facts_of(written)["check"]["samples"] == 40
 
 
-def test_a_student_given_in_python_is_exported_by_its_run(tmp_path):
+def test_a_recipe_exports_at_the_end_also_a_student_given_in_python(tmp_path):
     run = distill(
         "kd.yaml",
         "train.steps=2",
-        "export=onnx",
+        "export=[onnx, safetensors]",
         out=tmp_path / "run",
         student=Student(torch.nn.Linear(4, 3), view="x"),
     )
+    assert {p.name for p in (run.folder / "export").iterdir()} == {"onnx", "safetensors"}
+    assert any(note.startswith("exported: ") and "largest error" in note for note in run.result["notices"])
     session = onnxruntime.InferenceSession(run.folder / "export/onnx/student.onnx")
     got = session.run(None, {"x": rows("run")["x"].numpy()})[0]
     torch.testing.assert_close(torch.from_numpy(got), answers(str(run.folder)), rtol=0, atol=1e-6)
@@ -316,6 +314,19 @@ def test_evaluate_takes_any_exported_form(capsys, shipped):
     assert own["retention"] == pytest.approx(run.result["retention"])
     assert own["speed"]["peak_bytes"] == 8 * own["speed"]["peak_bytes_1"] > 0
     assert entry["name"] == "Net as torch-export"
+
+
+def test_inspect_says_what_an_export_is(shipped, capsys):
+    from limbeck.cli import main
+
+    for words in ([], ["--json"]):
+        with pytest.raises(SystemExit):
+            main(["inspect", str(shipped("run", "onnx", "int8").parent), *words])
+    text, facts = capsys.readouterr().out.split("{", 1)
+    assert "Net as onnx, int8" in text
+    assert "x: tensor(float) ['batch', 4]" in text
+    assert "Before int8, checked against PyTorch on 40 real samples" in text
+    assert json.loads("{" + facts)["quantize"] == "int8"
 
 
 def test_evaluate_reads_options_strictly():
