@@ -1,6 +1,6 @@
 """Which method carries most from a teacher with other modalities? Nine methods, equally tuned, on five data sets.
 
-    python benchmarks/methods_across_modalities.py --packs FOLDER [--only NAME ...] [--seeds 0 1 2 3 4] [--tune N] [--work FOLDER]
+    python -m benchmarks.methods_across_modalities --packs FOLDER [--only NAME ...] [--seeds 0 1 2 3 4] [--tune N] [--work FOLDER]
 
 FOLDER holds the public sets (docs of benchmarks/packs.py and limbeck.data). For every target modality there are two roads:
 from a teacher that sees all modalities, and from one that sees another modality alone; MST-Distill has both teachers, as
@@ -237,7 +237,7 @@ def main() -> None:
     torch.set_num_threads(1)  # networks so small that a second thread costs more than it saves
     for name in given.only:
         found = Bench(name, given.packs, given.work, given.seeds, given.tune).run()
-        command = f"python benchmarks/methods_across_modalities.py --packs FOLDER --only {name} --tune {given.tune}"
+        command = f"python -m benchmarks.methods_across_modalities --packs FOLDER --only {name} --tune {given.tune}"
         file = given.out / f"methods-across-modalities-{name}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps({"dataset": name, "command": command} | found, indent=1) + "\n")
