@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limbeck.planning import prediction
-from limbeck.planning.rehearsal import Piece, Seen
+from limbeck.planning.seen import Piece, Seen
 
 
 def seen(**more) -> Seen:

@@ -21,7 +21,8 @@ from limbeck.engine.trainer import Observer, Silent, Stopped
 from limbeck.errors import RecipeError
 from limbeck.planning import devices, prediction, watching
 from limbeck.planning.advice import Limit, advice
-from limbeck.planning.rehearsal import Rehearsal, ShortRecipe
+from limbeck.planning.rehearsal import Rehearsal
+from limbeck.planning.shortening import ShortRecipe
 from limbeck.planning.watching import bytes_of, state_of
 from limbeck.recipe import Recipe, RecipeKeys
 from limbeck.writing import without_nan

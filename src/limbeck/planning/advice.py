@@ -8,7 +8,8 @@ from typing import Any
 
 from limbeck.planning import prediction
 from limbeck.planning.devices import RESERVE, Device
-from limbeck.planning.rehearsal import Rehearsal, Seen
+from limbeck.planning.rehearsal import Rehearsal
+from limbeck.planning.seen import Seen
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ from typing import Any
 
 from limbeck.engine.checkpoint import KEPT
 from limbeck.planning.devices import RESERVE, Device
-from limbeck.planning.rehearsal import Piece, Rehearsal, Seen, ShortRecipe
+from limbeck.planning.rehearsal import Rehearsal
+from limbeck.planning.seen import Piece, Seen
+from limbeck.planning.shortening import ROWS, ShortRecipe
 
 SECTIONS = {
     "teacher": "teacher, forward",
@@ -123,8 +125,6 @@ def _gathered(rehearsal: Rehearsal) -> float:
 
 
 def _left_out(rehearsal: Rehearsal) -> dict[str, int]:
-    from limbeck.planning.rehearsal import ROWS
-
     full = getattr(rehearsal.recipe, "full", {})
     return {name: max(count - ROWS, 0) for name, count in full.items() if name != "train"}
 

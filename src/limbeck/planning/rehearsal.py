@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Subset
 
 from limbeck import control
 from limbeck.actors import Actor, Student, Teacher
-from limbeck.data.tensors import Data, TensorSplit
+from limbeck.data.tensors import Data
 from limbeck.engine import checkpoint, random_state
 from limbeck.engine.course import Course
 from limbeck.engine.log import Log
@@ -30,99 +29,13 @@ from limbeck.life import Life
 from limbeck.method import Method, Procedure, Progress, Stage, Update, name_of
 from limbeck.methods.supervised import Supervised
 from limbeck.planning import devices, watching
+from limbeck.planning.seen import Piece, Seen
 from limbeck.planning.watching import Alive, Clock, bytes_of, count_terms, heard, kept_bytes, state_of, undisturbed
-from limbeck.recipe import Recipe
 from limbeck.tasks import Task
 from limbeck.writing import write_json
 
-ROWS = 1024  # of a split that is only measured on; the rest is counted
 WARM = 3  # steps that fill caches and load libraries; they are not timed
 LEAST, ENOUGH, MOST = 5, 2.0, 20.0  # timed steps, seconds of timed steps, seconds of a stage
-
-
-@dataclass
-class Piece:
-    """Bytes of one update: its largest piece as it was measured."""
-
-    rows: int
-    batch_rows: int
-    batch: int
-    kept: int
-    kept_half: int | None
-    alive: int
-    gradients: int
-    whole: bool
-
-
-@dataclass
-class Seen:
-    """A stage as it was rehearsed, and how much of it was left out."""
-
-    name: str
-    method: str
-    control: bool
-    steps: int
-    epochs: int
-    per_epoch: int
-    batch_size: int
-    train_rows: int
-    patient: bool
-    validate_every: int
-    save_every: float
-    micro_batch: int | str
-    precision: str
-    pieces: int = 1
-    forced: int = 1
-    optimizer: str = ""
-    done: int = 0
-    timed: list[tuple[float, int]] = field(default_factory=list)  # seconds and rows of a step
-    last: tuple[float, int] = (0.0, 1)
-    sections: dict[str, float] = field(default_factory=dict)
-    validations: list[float] = field(default_factory=list)
-    validation_s: float = 0.0
-    validation_rows: tuple[int, int] = (0, 0)  # of the rehearsal, of the run
-    saves: list[float] = field(default_factory=list)
-    saved_between: int = 0
-    extra_s: float = 0.0  # spent on measuring
-    memory: dict[str, int] = field(default_factory=dict)
-    parameters: dict[str, int] = field(default_factory=dict)
-    updates: dict[str, Piece] = field(default_factory=dict)
-    teaches: str = "frozen"
-    compiled: bool = False
-
-
-class ShortRecipe(Recipe):
-    """The recipe with splits that are only measured on cut to their first rows."""
-
-    full: dict[str, int]
-    data_bytes: int
-
-    def build_data(self, *, only: str | None = None) -> Data:
-        """The data; `full` keeps how many rows each split has."""
-        data = super().build_data(only=only)
-        self.full = {name: len(split) for name, split in data.splits.items()}
-        tensors = [s.tensors for s in data.splits.values() if isinstance(s, TensorSplit)]
-        self.data_bytes = bytes_of(t for own in tensors for t in own.values())
-        short = {name: split if name == "train" else first(split, ROWS) for name, split in data.splits.items()}
-        return Data(short, data.columns, data.labels, data.fingerprint, data.source, data.notices)
-
-
-def first(split: Any, count: int) -> Any:
-    """The first rows of a split; one in memory stays one."""
-    if len(split) <= count:
-        return split
-    if isinstance(split, TensorSplit):
-        kept = {name: tensor[:count] for name, tensor in split.tensors.items() if name != "id"}
-        return TensorSplit(kept, int(split.tensors["id"][0]), split.ids[:count])
-    return _First(split, count)
-
-
-class _First(Subset):
-    """The first rows of a split that reads from disk."""
-
-    def __init__(self, split: Any, count: int):
-        super().__init__(split, range(count))
-        self.ids = split.ids[:count]
 
 
 class ShortTrainer(Trainer):
