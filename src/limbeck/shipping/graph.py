@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from limbeck.actors import Student
 from limbeck.errors import RecipeError
 from limbeck.shipping.package import Package, examples, input_names
-from limbeck.signals import Projection, signals_of_output
+from limbeck.signals import Projection
 from limbeck.views import View
 
 ANSWER = "logits"
@@ -119,9 +119,3 @@ def quietly() -> Iterator[None]:
                 yield
         finally:
             logging.disable(before)
-
-
-def answer(value: Any) -> Tensor:
-    """The first answer of a graph, whatever it is wrapped in."""
-    value = value[0] if isinstance(value, (tuple, list)) else value
-    return value if isinstance(value, Tensor) else next(iter(signals_of_output(value, "graph").values()))
