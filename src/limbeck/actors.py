@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -16,8 +16,9 @@ from torch.utils.hooks import RemovableHandle
 
 from limbeck.errors import RecipeError, nearest
 from limbeck.evaluation import speed
+from limbeck.listening import Enough, Hook, Recorder, Replace, Visit
 from limbeck.randomness import seeds_for
-from limbeck.signals import OUTPUT, Place, Projection, Signals, Tap, put, select, signals_of_output
+from limbeck.signals import OUTPUT, Place, Projection, Signals, Tap, select, signals_of_output
 from limbeck.sources import Source, fingerprint, load_model
 from limbeck.views import View
 
@@ -25,67 +26,8 @@ if TYPE_CHECKING:
     from limbeck.data.tensors import Data
 
 Batch = Mapping[str, Any]
-Replace = Mapping[str, Callable[[Any], Any]]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
-
-
-class _Enough(BaseException):
-    """Every value that was asked for has been seen; the rest of the forward pass is not run.
-
-    Not an Exception, so that a network's own `except Exception` does not swallow it.
-    """
-
-
-class _Visit:
-    """What is asked of one forward pass, and what it gave so far."""
-
-    def __init__(self, replace: Replace, stop_after: Counter[str] | None):
-        self.replace = replace
-        self.remaining = stop_after
-        self.values: dict[str, Any] = {}
-        self.fired: Counter[str] = Counter()
-
-    def meet(self, name: str, keys: tuple[str, ...], value: Any) -> Any:
-        """Record the tap's part of `value`; give back the value, with that part replaced if it was asked for."""
-        if name in self.replace:
-            value = put(value, keys, self.replace[name])
-        self.values[name] = select(value, keys)
-        self.fired[name] += 1
-        if self.remaining is not None and self.remaining[name] > 0:
-            self.remaining[name] -= 1
-            if not any(self.remaining.values()):
-                raise _Enough
-        return value
-
-
-class _Recorder:
-    """The visits under way in one network, innermost last; None while a replacement is made. Shared by its hooks."""
-
-    def __init__(self) -> None:
-        self.visits: list[_Visit | None] = []
-
-
-class _Hook:
-    """Listens at one place. An object and not a closure: a deep copy of the network gets hooks with a recorder of its own."""
-
-    def __init__(self, recorder: _Recorder, name: str, place: Place):
-        self.recorder, self.name, self.place = recorder, name, place
-
-    def __call__(self, module: nn.Module, args: tuple, kwargs: dict, *output: Any) -> Any:
-        visit = self.recorder.visits[-1] if self.recorder.visits else None
-        if visit is None:
-            return None
-        self.recorder.visits.append(None)  # a replacement may itself run this network, for somebody else
-        try:
-            if not self.place.input:
-                return visit.meet(self.name, self.place.keys, output[0])
-            if args:
-                return (visit.meet(self.name, self.place.keys, args[0]), *args[1:]), kwargs
-            first = next(iter(kwargs))
-            return args, kwargs | {first: visit.meet(self.name, self.place.keys, kwargs[first])}
-        finally:
-            self.recorder.visits.pop()
 
 
 class Actor:
@@ -129,7 +71,7 @@ class Actor:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.may_stop_early = True
         self._calls: Counter[str] = Counter()
-        self._recorder = _Recorder()
+        self._recorder = Recorder()
         self._handles: dict[str, RemovableHandle] = {}
         self._modules: list[nn.Module] | None = None
         for name, path in (taps or loaded.taps or {}).items():
@@ -163,7 +105,7 @@ class Actor:
         place = Tap(path).resolve(self.model)
         self.places[name], self.paths[name] = place, path
         if place.module:
-            module, hook = self.model.get_submodule(place.module), _Hook(self._recorder, name, place)
+            module, hook = self.model.get_submodule(place.module), Hook(self._recorder, name, place)
             register = module.register_forward_pre_hook if place.input else module.register_forward_hook
             self._handles[name] = register(hook, with_kwargs=True)  # type: ignore[operator]
             self._calls.clear()  # how often each tap fires is learned afresh
@@ -196,13 +138,13 @@ class Actor:
         if until is not None and until not in self.places:
             raise RecipeError(f"{self.whose} has no tap '{until}' to stop at. {nearest(until, self.places)}")
         args, kwargs = self.shown(batch)
-        visit = _Visit(replace or {}, self._stop_after(wanted))
+        visit = Visit(replace or {}, self._stop_after(wanted))
         self._recorder.visits.append(visit)
         output, finished = None, True
         try:
             with self._manner():
                 output = self.model(*args, **kwargs)
-        except _Enough:
+        except Enough:
             finished = False
         finally:
             self._recorder.visits.pop()
@@ -320,7 +262,7 @@ class Actor:
             return None
         return Counter(wanted)
 
-    def _signals(self, output: Any, visit: _Visit) -> Signals:
+    def _signals(self, output: Any, visit: Visit) -> Signals:
         own = {n: p for n, p in self.places.items() if not p.module}
         for name, place in own.items():
             visit.values[name] = visit.meet(name, (), select(output, place.keys))

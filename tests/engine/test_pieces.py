@@ -1,6 +1,7 @@
 """Cutting a batch, and finding how many pieces memory wants, without a trace."""
 
 import copy
+import weakref
 from contextlib import nullcontext
 
 import pytest
@@ -172,3 +173,24 @@ def test_lambdas_made_anew_are_one_loss_function():
         divide(picked, {"x": torch.full((4,), 3.0)}, [weight], pieces=2)
         assert float(weight.grad) == 3.0  # the parameter stands inside the function alone
     assert len(divide._two_passes) == 1
+
+
+@pytest.mark.parametrize("rows", [2, 4, 16])
+def test_kept_bytes_of_a_small_network_by_hand(rows):
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    x = torch.randn(rows, 6)
+    kept = kept_bytes(lambda: model(x), besides=[*model.parameters(), x])
+    assert kept == 4 * rows * 5  # the ReLU's output, which the next layer keeps too
+
+
+def test_kept_bytes_lets_go_of_what_it_saw():
+    """An operation that keeps its own output (softmax) must not hold itself."""
+    seen = []
+
+    def run():
+        out = torch.randn(4, 3, requires_grad=True).softmax(-1)
+        seen.append(weakref.ref(out.untyped_storage()))
+        return out.sum()
+
+    assert kept_bytes(run) == 4 * 12
+    assert seen[0]() is None

@@ -85,9 +85,9 @@ def test_layers_without_positions_are_refused_at_setup_with_both_shapes():
         RecipeError, match=r"\[7, 6\] to the teacher's \[8, 4, 4\].*nothing says which token lies where"
     ):
         settled(AT(layers=[["blocks.1", "layer2"]]), situation(Former(tokens=7)))
+    where = situation()
+    where.teacher.shapes["lacking"] = (4, 8, 8)  # promised, as a stored teacher might, and not there
     with pytest.raises(RecipeError, match=r"attention transfer reads 'lacking': the teacher does not give 'lacking'"):
-        where = situation()
-        where.teacher.shapes["lacking"] = (4, 8, 8)  # promised, as a stored teacher might, and not there
         settled(AT(layers=[["layer1", "lacking"]]), where)
     with pytest.raises(RecipeError, match="power"):
         AT(power=0.5)

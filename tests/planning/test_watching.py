@@ -8,7 +8,7 @@ from torch import nn
 
 from limbeck.actors import Student
 from limbeck.errors import RecipeError
-from limbeck.planning.watching import Alive, Clock, bytes_of, heard, kept_bytes
+from limbeck.planning.watching import Alive, Clock, bytes_of, heard
 
 CPU = torch.device("cpu")
 
@@ -36,29 +36,6 @@ def test_alive_sees_the_backward_pass():
         layer(x).sum().backward()
     assert alive.now == bytes_of([layer.weight.grad]) == 4000
     assert 4000 < alive.peak <= 4000 + 4 * (8 * 20 * 3 + 3)
-
-
-@pytest.mark.parametrize("rows", [2, 4, 16])
-def test_kept_bytes_of_a_small_network_by_hand(rows):
-    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
-    x = torch.randn(rows, 6)
-    kept = kept_bytes(lambda: model(x), besides=[*model.parameters(), x])
-    assert kept == 4 * rows * 5  # the ReLU's output, which the next layer keeps too
-
-
-def test_kept_bytes_lets_go_of_what_it_saw():
-    """An operation that keeps its own output (softmax) must not hold itself."""
-    import weakref
-
-    seen = []
-
-    def run():
-        out = torch.randn(4, 3, requires_grad=True).softmax(-1)
-        seen.append(weakref.ref(out.untyped_storage()))
-        return out.sum()
-
-    assert kept_bytes(run) == 4 * 12
-    assert seen[0]() is None
 
 
 def test_a_clock_counts_each_moment_once():

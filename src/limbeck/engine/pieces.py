@@ -50,14 +50,17 @@ def _has_rows(value: Any) -> bool:
 
 
 def kept_bytes(run: Callable[[], Any], besides: Iterable[Any] = ()) -> int:
-    """How many bytes autograd keeps for the backward pass of what `run` computes: each storage once, and none of `besides`."""
+    """How many bytes autograd keeps for the backward pass of what `run` computes: each storage once, and none of `besides`.
+
+    What is kept is a detached alias: an operation that keeps its own output would otherwise hold itself for ever.
+    """
     seen: dict[int, int] = {}
     here = {t.untyped_storage().data_ptr() for t in besides if isinstance(t, Tensor) and not hasattr(t, "to_local")}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         result = run()

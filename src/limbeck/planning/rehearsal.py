@@ -21,7 +21,7 @@ from limbeck.data.tensors import Data
 from limbeck.engine import checkpoint, random_state
 from limbeck.engine.course import Course
 from limbeck.engine.log import Log
-from limbeck.engine.pieces import cut, rows
+from limbeck.engine.pieces import cut, kept_bytes, rows
 from limbeck.engine.stepper import Stepper
 from limbeck.engine.trainer import Situation, Trainer
 from limbeck.interrupts import Interrupts
@@ -30,7 +30,7 @@ from limbeck.method import Method, Procedure, Progress, Stage, Update, name_of
 from limbeck.methods.supervised import Supervised
 from limbeck.planning import devices, watching
 from limbeck.planning.seen import Piece, Seen
-from limbeck.planning.watching import Alive, Clock, bytes_of, count_terms, heard, kept_bytes, state_of, undisturbed
+from limbeck.planning.watching import Alive, Clock, bytes_of, count_terms, heard, state_of, undisturbed
 from limbeck.tasks import Task
 from limbeck.writing import write_json
 

@@ -144,24 +144,6 @@ def bytes_of(tensors: Iterable[Any]) -> int:
     return sum(sizes.values())
 
 
-def kept_bytes(run: Callable[[], Any], besides: Iterable[Any] = ()) -> int:
-    """Bytes that autograd keeps for the backward pass of what `run` computes: each storage once, and none of `besides`.
-
-    What is kept is a detached alias: an operation that keeps its own output would otherwise hold itself for ever.
-    """
-    seen: dict[int, int] = {}
-    here = {_key(t) for t in besides if isinstance(t, Tensor) and not hasattr(t, "to_local")}
-
-    def note(tensor: Tensor) -> Tensor:
-        seen[_key(tensor)] = tensor.untyped_storage().nbytes()
-        return tensor.detach()
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        result = run()
-    del result
-    return sum(size for key, size in seen.items() if key not in here)
-
-
 def state_of(module: nn.Module) -> list[Tensor]:
     """Parameters and buffers."""
     return [*module.parameters(), *module.buffers()]
