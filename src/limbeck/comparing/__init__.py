@@ -15,6 +15,7 @@ from limbeck.comparing.running import Conductor, bring
 from limbeck.errors import RecipeError
 from limbeck.locking import only_here
 from limbeck.recipe import RecipeKeys
+from limbeck.recipe.building import each_data_once
 from limbeck.run import Run, Source
 
 if TYPE_CHECKING:
@@ -110,7 +111,8 @@ def compare(
             before = Record.load(folder)
             before.join(record)
             record = before
-        Conductor(record, planned, terminal, command).run()
+        with each_data_once():
+            Conductor(record, planned, terminal, command).run()
     return Comparison(folder)
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -14,11 +18,47 @@ from limbeck.recipe.sections import DataKeys, TaskKeys
 from limbeck.sources import import_from
 from limbeck.tasks import Task
 
+_LOADED: ContextVar[dict[str, Data] | None] = ContextVar("_LOADED", default=None)
 METHODS = {"classification": "kd", "regression": "limbeck.losses:mse"}
+
+
+@contextmanager
+def each_data_once(most: int = 4) -> Iterator[None]:
+    """Inside this block data of the same keys are loaded once: for many runs on the same data, whose rows nobody changes.
+
+    Args:
+        most: how many are held at once; the first loaded goes first.
+    """
+    token = _LOADED.set(_Few(most))
+    try:
+        yield
+    finally:
+        _LOADED.reset(token)
+
+
+class _Few(dict[str, Data]):
+    def __init__(self, most: int):
+        super().__init__()
+        self.most = most
+
+    def __setitem__(self, key: str, value: Data) -> None:
+        while len(self) >= self.most:
+            del self[next(iter(self))]
+        super().__setitem__(key, value)
 
 
 def data(keys: DataKeys, only: str | None = None) -> Data:
     """Load the data (`only` one split of them, if that is all there need be), or take those that were given in Python."""
+    loaded = _LOADED.get()
+    if loaded is None or not isinstance(keys.path, str):
+        return _load(keys, only)
+    mark = json.dumps([keys.model_dump(mode="json"), only], default=repr)
+    if mark not in loaded:
+        loaded[mark] = _load(keys, only)
+    return loaded[mark]
+
+
+def _load(keys: DataKeys, only: str | None) -> Data:
     path = keys.path
     if isinstance(path, Absent):
         raise path.refuse("data.path")
