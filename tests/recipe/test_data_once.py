@@ -15,8 +15,8 @@ def made(seed: int = 0) -> Data:
     return Data({"train": split}, {"x": "", "label": ""}, {"label": ["a", "b"]}, source="made")
 
 
-def built(seed, **keys):
-    data = {"path": f"{__name__}:made", "args": {"seed": seed}}
+def built(drawn, **keys):
+    data = {"path": f"{__name__}:made", "args": {"seed": drawn}}
     return Recipe({"data": data, "student": {"model": "torch.nn:Linear", "view": "x"}} | keys).build_data()
 
 
