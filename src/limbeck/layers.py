@@ -263,6 +263,18 @@ def one_network(actor: Actor) -> None:
         )
 
 
+def its_own_network(teacher: Teacher, why: str) -> None:
+    """Refuse a teacher whose layers cannot be looked at.
+
+    Raises:
+        RecipeError: several teachers, or stored answers; `why` begins the sentence.
+    """
+    several = teacher.members.get("teacher") is not teacher  # a mixture, if only of one
+    if several or getattr(teacher, "holds", None) is not None:
+        given = "several teachers" if several else "answers that were stored"
+        raise RecipeError(f"{why}; given are {given}. Give one network: teacher.model=...")
+
+
 def on_device(actor: Actor, batch: Mapping[str, Any]) -> dict[str, Any]:
     """The batch where the actor's parameters are."""
     device = next((p.device for p in actor.model.parameters()), torch.device("cpu"))
@@ -275,6 +287,7 @@ __all__ = [
     "embedding",
     "embedding_path",
     "hear",
+    "its_own_network",
     "listen",
     "on_device",
     "one_network",

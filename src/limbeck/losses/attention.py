@@ -23,7 +23,7 @@ from limbeck.errors import RecipeError
 from limbeck.losses.columns import Columns, columns, facing
 from limbeck.losses.features import mse
 from limbeck.losses.masking import finished
-from limbeck.losses.relations import unit
+from limbeck.losses.vectors import unit
 
 __all__ = ["attention_transfer"]
 

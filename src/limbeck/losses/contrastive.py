@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from limbeck.errors import RecipeError
 from limbeck.losses.masking import paired, widened
-from limbeck.losses.relations import unit
+from limbeck.losses.vectors import unit
 
 __all__ = ["info_nce"]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from limbeck.errors import RecipeError
 from limbeck.losses.masking import finished, keep, paired, widened
-from limbeck.losses.relations import unit
+from limbeck.losses.vectors import unit
 
 __all__ = ["norm_and_direction"]
 

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from limbeck.errors import RecipeError
 from limbeck.losses.masking import aligned, finished, keep, paired
+from limbeck.losses.vectors import unit
 
 __all__ = ["cosine", "mse", "smooth_l1"]
 
@@ -77,19 +78,9 @@ def cosine(
     for equal vectors. A zero vector has no direction: where either is zero the value is 1, without a gradient.
     """
     student, teacher = _kept(student, teacher, dim, mask)
-    (student, one), (teacher, other) = _unit(student, dim), _unit(teacher, dim)
-    values = (student - teacher).square().sum(dim) / 2
-    return _over_positions(values.masked_fill(~(one & other), 1.0), mask, weight)
-
-
-def _unit(x: Features, dim: int) -> tuple[Features, Bool[Tensor, "batch ..."]]:
-    largest = x.detach().abs().amax(dim, keepdim=True)
-    x = x / torch.where(
-        largest > 0, largest, 1.0
-    )  # a factor of the whole vector: keeps squares of tiny numbers above 0
-    norm = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
-    nonzero = norm > 0
-    return x / torch.where(nonzero, norm, 1.0), nonzero.squeeze(dim)
+    zero = (student == 0).all(dim) | (teacher == 0).all(dim)
+    values = (unit(student, dim) - unit(teacher, dim)).square().sum(dim) / 2
+    return _over_positions(values.masked_fill(zero, 1.0), mask, weight)
 
 
 def _kept(

@@ -21,7 +21,7 @@ from torch import Tensor
 from limbeck.errors import RecipeError
 from limbeck.losses.columns import Columns, columns, facing, products, spread
 from limbeck.losses.masking import finished
-from limbeck.losses.relations import unit
+from limbeck.losses.vectors import unit
 
 __all__ = ["ickd", "nst"]
 

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from limbeck.errors import RecipeError
 from limbeck.losses.masking import widened
+from limbeck.losses.vectors import unit
 
 __all__ = ["pkt", "rkd_angle", "rkd_distance", "similarity_preserving"]
 
@@ -89,12 +90,6 @@ def pkt(student: Features, teacher: Features, *, eps: float = 1e-7, mask: Mask =
     """
     q, p = (_neighbourhood(x) for x in counted(student, teacher, mask))
     return (p * ((p + eps).log() - (q + eps).log())).mean(1)
-
-
-def unit(x: Float[Tensor, "*any width"]) -> Float[Tensor, "*any width"]:
-    """`x` with length 1 along the last dimension; zero vectors stay zero, with a gradient of zero there."""
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x / torch.where(norm > 0, norm, torch.inf)
 
 
 def counted(

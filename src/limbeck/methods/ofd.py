@@ -13,7 +13,6 @@ from limbeck.bridges.maps import Resample
 from limbeck.errors import RecipeError
 from limbeck.losses.overhaul import expected_negative, partial_l2
 from limbeck.method import Batch, Card
-from limbeck.methods.simkd import its_own_network
 from limbeck.objectives import Loss
 from limbeck.schedules import Scalar
 from limbeck.signals import Signals
@@ -48,7 +47,9 @@ class OFD(layers.LayerTransfer):
     norms: list[str] | None = None
 
     def prepare(self) -> None:
-        its_own_network(self.teacher, "ofd takes its margins from the batch normalisations of the teacher's network")
+        layers.its_own_network(
+            self.teacher, "ofd takes its margins from the batch normalisations of the teacher's network"
+        )
         for actor in (self.student, self.teacher):
             for module in actor.all_modules():
                 if isinstance(module, (nn.ReLU, nn.ReLU6)):

@@ -9,7 +9,6 @@ from pydantic import Field
 from torch import nn
 
 from limbeck import labels, layers
-from limbeck.actors import Teacher
 from limbeck.bridges.as_map import as_map
 from limbeck.bridges.maps import Resample
 from limbeck.bridges.reused import TAILS, ReusedClassifier
@@ -20,7 +19,6 @@ from limbeck.objectives import Loss
 from limbeck.schedules import Scalar
 from limbeck.signals import Signals
 from limbeck.sources import operate
-from limbeck.teachers.mixture import Mixture
 
 
 class SimKD(layers.LayerTransfer):
@@ -50,7 +48,7 @@ class SimKD(layers.LayerTransfer):
     classifier: str | None = None
 
     def prepare(self) -> None:
-        its_own_network(self.teacher, "simkd builds the classifier of the teacher's network into the student")
+        layers.its_own_network(self.teacher, "simkd builds the classifier of the teacher's network into the student")
         super().prepare()
         if len(self.pairs) != 1:
             raise RecipeError(f"simkd compares one pair of layers; method.layers names {len(self.pairs)}.")
@@ -173,15 +171,3 @@ class SimKD(layers.LayerTransfer):
     def _few(self) -> Batch:
         split = self.data.splits["train"]
         return layers.on_device(self.student, split.__getitems__(list(range(min(4, len(split))))))
-
-
-def its_own_network(teacher: Teacher, why: str) -> None:
-    """Refuse a teacher whose layers cannot be looked at.
-
-    Raises:
-        RecipeError: several teachers, or stored answers; `why` begins the sentence.
-    """
-    several = isinstance(teacher, Mixture)
-    if several or getattr(teacher, "holds", None) is not None:
-        given = "several teachers" if several else "answers that were stored"
-        raise RecipeError(f"{why}; given are {given}. Give one network: teacher.model=...")
