@@ -271,3 +271,23 @@ def test_findings_of_every_shape(make_run, tmp_path):
     for block in blocks:
         assert str(block["title"]) in text
     assert "Empty: this finding holds no values." in text
+
+
+def test_of_many_runs_one_of_each_kind_is_told_and_all_are_counted(make_run, tmp_path):
+    def named(method):
+        return lambda result: result.update(method=method)
+
+    kinds = ["kd", "rkd", "sp", "at", "crd"]
+    folders = [
+        make_run(f"{kind}-{s}", seed=5 * s + i, change=named(kind)) for i, kind in enumerate(kinds) for s in range(3)
+    ]
+    page = write(folders, tmp_path / "report.html")
+    text = re.sub(r"\s+", " ", read(page).text)
+    assert "15 runs beside each other" in text
+    assert "The page goes into 5 of them, one of each kind; means and intervals count all 15." in text
+    assert "Of 5 kinds of runs, these came out best." in text
+    assert text.count("over 3 seeds") == 3
+    assert "kd-0" in text
+    assert "kd-1" not in text
+    few = write(folders[:4], tmp_path / "few.html")
+    assert page.stat().st_size < 2.2 * few.stat().st_size

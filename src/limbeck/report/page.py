@@ -13,6 +13,7 @@ from pathlib import Path
 from limbeck.errors import RecipeError
 from limbeck.report.budget import LARGEST_PAGE, Budget
 from limbeck.report.folder import RunFolder
+from limbeck.report.groups import groups
 from limbeck.report.markup import contents, esc
 from limbeck.report.parts.calibration import calibration
 from limbeck.report.parts.confusion import confusion
@@ -23,6 +24,8 @@ from limbeck.report.parts.learning import learning
 from limbeck.report.parts.making import making, notices
 from limbeck.report.parts.results import results
 from limbeck.report.parts.tradeoff import tradeoff
+
+MANY = 12  # runs that a page goes into one by one
 
 
 def write(folders: Sequence[Path], out: Path, first: str = "", arms: Sequence[str] = ()) -> Path:
@@ -62,7 +65,7 @@ def page(runs: Sequence[RunFolder], first: str = "") -> str:
             f"these runs measure different metrics ({', '.join(metrics)}) and cannot stand on one page. "
             f"Report those of each metric on a page of its own."
         )
-    budget = Budget.for_runs(len(runs))
+    budget = Budget.for_runs(min(len(runs), 2 * MANY))
     text = _page(runs, budget, first)
     while len(text.encode()) > LARGEST_PAGE and budget.cells > 1:
         budget = budget.less()
@@ -71,17 +74,18 @@ def page(runs: Sequence[RunFolder], first: str = "") -> str:
 
 
 def _page(runs: Sequence[RunFolder], budget: Budget, first: str) -> str:
+    told = _one_of_each(runs) if len(runs) > MANY else runs
     sections = [
         first,
-        results(runs),
-        tradeoff(runs),
-        learning(runs),
-        confusion(runs, budget),
-        disagreement(runs, budget),
-        calibration(runs),
-        findings(runs, budget),
-        notices(runs),
-        making(runs),
+        results(told),
+        tradeoff(told),
+        learning(told),
+        confusion(told, budget),
+        disagreement(told, budget),
+        calibration(told),
+        findings(told, budget),
+        notices(told),
+        making(told),
     ]
     title = esc(runs[0].name if len(runs) == 1 else f"{len(runs)} runs", 100)
     style, script = _asset("page.css"), _asset("page.js")
@@ -95,10 +99,15 @@ def _page(runs: Sequence[RunFolder], budget: Budget, first: str) -> str:
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">\n'
         f"<title>{title} · Limbeck</title>\n<style>{style}</style>\n</head>\n<body>\n<main>\n"
-        f"{head(runs)}\n{contents(sections)}\n{''.join(sections)}\n"
+        f"{head(runs, told)}\n{contents(sections)}\n{''.join(sections)}\n"
         f"<footer>Written by Limbeck {version}. This page is one file and loads nothing.</footer>\n</main>\n"
         f"<script>{script}</script>\n</body>\n</html>\n"
     )
+
+
+def _one_of_each(runs: Sequence[RunFolder]) -> list[RunFolder]:
+    """The first run of each kind, and no more kinds than anybody would read about."""
+    return [group.runs[0] for group in groups(runs)][: 2 * MANY]
 
 
 def _asset(name: str) -> str:

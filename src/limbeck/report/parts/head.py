@@ -14,8 +14,9 @@ from limbeck.report.parts.seeds import mean_and_deviation
 from limbeck.report.vocabulary import word
 
 
-def head(runs: Sequence[RunFolder]) -> str:
-    """The header of a page about one run, or about several that are compared."""
+def head(runs: Sequence[RunFolder], told: Sequence[RunFolder] | None = None) -> str:
+    """The header of a page about one run, or about several that are compared; ``told``: those that the page goes into."""
+    told = runs if told is None else told
     if len(runs) == 1:
         run, kicker = runs[0], "Limbeck, a report on one distillation"
         title, said, below = name(run.name, 60), abstract(run), _numbers(run) + _requirements(run)
@@ -23,7 +24,9 @@ def head(runs: Sequence[RunFolder]) -> str:
             kicker += f' <span class="status">({esc(status, 40)})</span>'
     else:
         kicker, title, said = "Limbeck, a comparison", f"{len(runs)} runs beside each other", _compared(runs)
-        below = f'<ol class="runs">{"".join(f"<li>{_told_apart(run)}</li>" for run in runs)}</ol>'
+        below = f'<ol class="runs">{"".join(f"<li>{_told_apart(run)}</li>" for run in told)}</ol>'
+        if len(told) < len(runs):
+            below = f"<p>The page goes into {len(told)} of them, one of each kind; means and intervals count all {len(runs)}.</p>\n{below}"
     return f'<header><p class="kicker">{kicker}</p>\n<h1>{title}</h1>\n<p class="abstract">{said}</p>\n{below}</header>'
 
 
@@ -56,7 +59,10 @@ def _compared(runs: Sequence[RunFolder]) -> str:
     """Means over seeds where there are any; only otherwise the best run, with the warning that goes with it."""
     found = groups(runs)
     if len(found) < len(runs):
-        return " ".join(_over_seeds(group, among=found) for group in found[:4])
+        best = sorted(found, key=lambda group: group.mean or 0.0, reverse=runs[0].higher_is_better)
+        shown = found if len(found) <= 4 else best[:3]
+        begin = f"Of {len(found)} kinds of runs, these came out best. " if len(shown) < len(found) else ""
+        return begin + " ".join(_over_seeds(group, among=found) for group in shown)
     scored = [run for run in runs if numbers.real((run.roles.get("student") or {}).get("metric")) is not None]
     if not scored:
         return "No student was measured."
