@@ -40,7 +40,9 @@ rate after a first attempt on seed 0 had left the multimodal one at 0.70 on vali
 OVERHEAD = """## What the engine costs
 
 One step of knowledge distillation against the same operations written by hand, in turn in one process; the ratio is the
-median over blocks of steps, with its quartiles. Memory is the peak of a process of its own.
+median over blocks of steps, with its quartiles. Both sides have torch's fused AdamW, which the engine takes by itself; the
+column behind it is the ratio to the loop as most people write it, with AdamW as torch gives it when nothing is said. Memory
+is the peak of a process of its own.
 """
 
 
@@ -140,14 +142,14 @@ def overhead(found: dict[str, Any]) -> str:
     threads = f", {found['threads']} threads" if found["device"] == "cpu" else ""
     lines = [
         f"{found['device']}: {found['machine']}{threads}, torch {found['torch']}.\n",
-        "| case | by hand, ms | Limbeck, ms | ratio (quartiles) | peak by hand, MB | peak Limbeck, MB | ratio |",
-        "|---|---|---|---|---|---|---|",
+        "| case | by hand, ms | Limbeck, ms | ratio (quartiles) | to the default AdamW | peak by hand, MB | peak Limbeck, MB | ratio |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, case in cases.items():
         low, high = case["ratio_quartiles"]
         lines.append(
             f"| {name} | {case['ms_by_hand']:.2f} | {case['ms_limbeck']:.2f} | {case['ratio']:.3f} ({low:.3f} to {high:.3f}) "
-            f"| {case['peak_mb_by_hand']:.0f} | {case['peak_mb_limbeck']:.0f} | {case['peak_ratio']:.3f} |"
+            f"| {case['ratio_against_default_adamw']:.3f} | {case['peak_mb_by_hand']:.0f} | {case['peak_mb_limbeck']:.0f} | {case['peak_ratio']:.3f} |"
         )
     slower = [name for name, case in cases.items() if case["ratio_quartiles"][0] > 1]
     faster = [name for name, case in cases.items() if case["ratio_quartiles"][1] < 1]

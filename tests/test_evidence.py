@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import json
+import re
 import statistics
 import sys
 from pathlib import Path
@@ -20,16 +21,79 @@ def load(name):
     return module
 
 
-tables, cross_modal = load("tables"), load("cross_modal")
+tables, cross_modal, comparison_tables = load("tables"), load("cross_modal"), load("comparison_tables")
 FILES = sorted((ROOT / "benchmarks" / "evidence").glob("cross-modal-*.json"))
+ACROSS = sorted((ROOT / "benchmarks" / "evidence").glob("methods-across-modalities-*.json"))
 
 
 def test_the_page_is_what_the_command_makes_of_the_committed_files():
     assert (ROOT / "docs" / "evidence.md").read_text() == tables.build(), "run: python benchmarks/tables.py"
 
 
+def test_the_list_of_methods_and_the_cards_are_what_the_command_makes():
+    assert (ROOT / "docs" / "methods.md").read_text() == tables.methods_page(), "run: python benchmarks/tables.py"
+    assert (ROOT / "src/limbeck/methods/evidence.json").read_text() == tables.cards(), (
+        "run: python benchmarks/tables.py"
+    )
+
+
+def test_no_page_tells_a_path_of_the_machine_it_was_made_on():
+    for file in [*(ROOT / "benchmarks").glob("*/*.json"), *(ROOT / "docs").glob("*.md")]:
+        assert not re.search(r"/(work|tmp|home|root)/", file.read_text()), file
+
+
 def test_there_is_evidence():
     assert FILES
+    assert ACROSS
+
+
+@pytest.mark.parametrize("file", ACROSS, ids=lambda file: file.stem)
+def test_every_arm_across_modalities_had_the_same_trials_and_seeds_and_failures_are_told(file):
+    stored = json.loads(file.read_text())
+    assert stored["seeds"] == [0, 1, 2, 3, 4]
+    for problem in stored["targets"].values():
+        methods = {arm["method"] for arm in problem["arms"]}
+        assert methods == {"supervised", "kd", "fitnets", "rkd", "crd", "mlkd", "ofa", "c2kd", "mgdfr", "mst-distill"}
+        for arm in problem["arms"]:
+            assert arm["cost"]["trials"] == stored["trials"]
+            assert arm["planned"] == 5
+            assert arm["finished"] + len(arm["failed"]) == 5
+            assert arm["mean"] is None or arm["mean"] == pytest.approx(statistics.fmean(arm["values"].values()))
+
+
+def test_the_words_of_a_comparison_follow_from_its_intervals():
+    def arm(name, method, mean, **against):
+        told = {base: {"seeds": {"mean": m, "low": m - 0.01, "high": m + 0.01}} for base, m in against.items()}
+        return {
+            "arm": name,
+            "method": method,
+            "mean": mean,
+            "sd": 0.01,
+            "differences": told,
+            "failed": [],
+            "planned": 5,
+        } | {"finished": 5, "cost": {"seconds": 1.0}}
+
+    arms = [arm("supervised", "supervised", 0.5), arm("kd", "kd", 0.55, supervised=0.05)]
+    arms += [arm("sp", "sp", 0.5, supervised=0.001, kd=-0.05)]
+    arms += [arm("x", "x", None) | {"failed": [{"run": "x-0", "reason": "no such layer."}], "finished": 0}]
+    problem = {"metric": "accuracy", "arms": arms}
+    said = " ".join(comparison_tables.sentences(problem))
+    assert "Against supervised, better: kd; not told apart: sp." in said
+    assert "Against kd, worse: sp." in said
+    rows = comparison_tables.table(problem)
+    assert rows[2].startswith("| kd | 0.550 ± 0.010 | +0.050 (+0.040 to +0.060) |")
+    assert rows[-1].startswith("| x | failed: no such layer. |")
+    found = comparison_tables.by_method([{"dataset": "toy", **problem}])
+    assert found["sp"][1] == {
+        "data": "toy",
+        "arm": "sp",
+        "than": "kd",
+        "seeds": 5,
+        "mean": -0.05,
+        "low": -0.06,
+        "high": -0.04,
+    }
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -111,7 +175,12 @@ def test_new_seeds_join_the_file_and_other_settings_do_not(tmp_path):
 def test_sections_without_files_are_left_out(tmp_path):
     assert "What the engine costs" not in tables.build(tmp_path, tmp_path)
     case = {"ms_by_hand": 1.0, "ms_limbeck": 1.1, "ratio": 1.1, "ratio_quartiles": [1.05, 1.2]}
-    case |= {"peak_mb_by_hand": 100.0, "peak_mb_limbeck": 101.0, "peak_ratio": 1.01}
+    case |= {
+        "ratio_against_default_adamw": 0.95,
+        "peak_mb_by_hand": 100.0,
+        "peak_mb_limbeck": 101.0,
+        "peak_ratio": 1.01,
+    }
     found = {
         "machine": "m",
         "threads": 1,
@@ -122,5 +191,5 @@ def test_sections_without_files_are_left_out(tmp_path):
     }
     (tmp_path / "overhead.json").write_text(json.dumps(found))
     page = tables.build(tmp_path, tmp_path)
-    assert "| cnn | 1.00 | 1.10 | 1.100 (1.050 to 1.200) |" in page
+    assert "| cnn | 1.00 | 1.10 | 1.100 (1.050 to 1.200) | 0.950 |" in page
     assert "Slower than by hand (both quartiles above 1): cnn. Not told apart: mlp." in page

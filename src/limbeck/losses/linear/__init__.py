@@ -1,0 +1,184 @@
+"""Divergences between two language models from their hidden states and heads, the logits never held as a whole.
+
+Every function takes the student's and the teacher's `Projection` (hidden [..., width] and a head: weight [classes, width],
+bias) and gives one value per token, in nats, in fp32 (fp64 for fp64): what the function of the same name in
+`limbeck.losses.divergences` (or `limbeck.losses.token_divergences`) gives for the two products, with the same temperature
+T, factor T^2 (`scale`), `mask` and `weight`. Widths differ freely. Both heads and the divergence are computed chunk by
+chunk of tokens, and the gradients in the student's hidden states, weight and bias are written in the same pass, so that
+memory above the gradients themselves does not grow with the number of tokens.
+
+- **The teacher is a constant**: no gradient goes into it. The student's gradient is exact for any use of the values; where
+  they are summed or averaged (also over a mask), backward only multiplies, else it goes through the chunks once more.
+  There is no second derivative.
+- `mask`: tokens where it is False are skipped before any product; their values and gradients are exactly 0. If it is
+  False everywhere, so are all values and gradients.
+- `target`: labels [...]; adds `label_weight` times the cross-entropy -log softmax(student)_y (temperature 1) of every
+  token that the mask counts and whose label is not `ignore_index`. It has no factor T^2. `weight` multiplies both.
+- `classes`: only the first so many classes exist, what follows in either head is padding and takes no part in the softmax.
+  None: heads of equal length are used whole; where they differ, the shorter counts if the longer is just its length
+  rounded up to a multiple of 64, 128, ..., 1024 (151936 and 152064), and anything else is refused.
+- `budget`: bytes for the logits of one chunk, all intermediate results included; None takes `BUDGET`.
+- Scaled and soft-capped logits: give a `CappedProjection`. Logits must be finite.
+- Under autocast the products are taken in its dtype, as a linear layer would, and everything after them in fp32.
+
+Errors: `RecipeError` for hidden states of different shapes, heads of different length, a mask, weight or target that does
+not fit, an option outside its range. `IndexError` / `RuntimeError` of torch for a label that is no class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial  # noqa
+from typing import TypedDict, Unpack
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from limbeck.errors import RecipeError
+from limbeck.losses import divergences
+from limbeck.losses.linear import forms
+from limbeck.losses.linear.engine import CappedProjection, Form, Fused, Problem, Side
+from limbeck.losses.masking import aligned, finished
+from limbeck.signals import Projection
+
+__all__: list[str] = []  # a recipe names the plain loss; a term takes the one here where both sides are projections
+
+BUDGET = 64 * 2**20
+"""Bytes for one chunk where nothing else is said."""
+
+_BUFFERS = 6  # chunks of logits that live at once, about
+
+Values = Float[Tensor, "..."]
+
+
+class Options(TypedDict, total=False):
+    """What every function here takes besides its two projections and its own options."""
+
+    temperature: float
+    scale: bool
+    mask: Bool[Tensor, "..."] | None
+    weight: Float[Tensor, "..."] | None
+    target: Int64[Tensor, "..."] | None
+    label_weight: float
+    ignore_index: int
+    classes: int | None
+    budget: int | None
+
+
+def kl(student: Projection, teacher: Projection, **options: Unpack[Options]) -> Values:
+    """T^2 * KL(teacher || student), as `limbeck.losses.kl`."""
+    return compare(forms.kl, student, teacher, **options)
+
+
+def reverse_kl(student: Projection, teacher: Projection, **options: Unpack[Options]) -> Values:
+    """T^2 * KL(student || teacher), as `limbeck.losses.reverse_kl`."""
+    return compare(forms.reverse_kl, student, teacher, **options)
+
+
+def jeffreys(student: Projection, teacher: Projection, **options: Unpack[Options]) -> Values:
+    """T^2 * (KL(p || q) + KL(q || p)), as `limbeck.losses.jeffreys`."""
+    return compare(forms.jeffreys, student, teacher, **options)
+
+
+def cross_entropy(student: Projection, target: Int64[Tensor, "..."], **options: Unpack[Options]) -> Values:
+    """-log softmax(student)_y alone, without a teacher, as `limbeck.losses.cross_entropy`; ignored labels give 0."""
+    return compare(None, student, None, **{**options, "target": target})
+
+
+def fused(loss: Callable[..., Tensor]) -> Callable[..., Tensor] | None:
+    """The function here that gives for two projections what `loss` gives for their products, if there is one."""
+    return _FUSED.get(loss)
+
+
+@torch.compiler.disable
+def compare(
+    form: Form | None,
+    student: Projection,
+    teacher: Projection | None,
+    *,
+    temperature: float = 1.0,
+    scale: bool = True,
+    mask: Bool[Tensor, "..."] | None = None,
+    weight: Float[Tensor, "..."] | None = None,
+    target: Int64[Tensor, "..."] | None = None,
+    label_weight: float = 1.0,
+    ignore_index: int = -100,
+    classes: int | None = None,
+    budget: int | None = None,
+) -> Values:
+    """The values of `form` (see `limbeck.losses.linear.forms`; None: of the labels alone) for every token."""
+    if not temperature > 0:
+        raise RecipeError(f"temperature {temperature}: needed is a number above 0; 1 leaves the logits as they are.")
+    tokens = student.hidden.shape[:-1]
+    if teacher is not None and teacher.hidden.shape[:-1] != tokens:
+        raise RecipeError(
+            f"the student has hidden states of {list(tokens)} tokens, the teacher of {list(teacher.hidden.shape[:-1])}; "
+            "a token is compared with the token at its own place, so both must have read the same tokens."
+        )
+    if target is not None and target.shape != tokens:
+        raise RecipeError(f"labels have shape {list(target.shape)}; needed is one for every token, {list(tokens)}.")
+    size = shared_classes(*(len(side.weight) for side in (student, teacher) if side is not None), classes=classes)
+    counted = None if mask is None else aligned(mask.bool(), tokens, "mask").expand(tokens)
+    outside = weight is not None and weight.requires_grad  # a weight that is learnt gets its gradient from autograd
+    within = None
+    if weight is not None and not outside:
+        within = aligned(weight, tokens, "weight").expand(tokens).flatten()
+    dtype = _product_dtype(student)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    room = (BUDGET if budget is None else budget) // (_BUFFERS * size * wide.itemsize)
+    problem = Problem(
+        form,
+        Side.of(student, size, dtype),
+        None if teacher is None else Side.of(teacher, size, _product_dtype(teacher)),
+        None if teacher is None else teacher.hidden.detach().flatten(0, -2),
+        None if counted is None else counted.flatten().nonzero().squeeze(-1),
+        within,
+        None if target is None else target.flatten(),
+        ignore_index,
+        label_weight,
+        temperature,
+        scale,
+        max(1, room),
+        torch.is_grad_enabled(),
+    )
+    values = Fused.apply(problem, student.hidden.flatten(0, -2), student.weight, student.bias).view(tokens)
+    return finished(values, counted, weight) if outside else values
+
+
+def shared_classes(*sizes: int, classes: int | None = None) -> int:
+    """How many classes heads of these lengths have in common.
+
+    Raises:
+        RecipeError: they differ by more than padding, or one has fewer than `classes`.
+    """
+    small, large = min(sizes), max(sizes)
+    if classes is not None:
+        if not 0 < classes <= small:
+            raise RecipeError(f"classes={classes}: needed is a number from 1 to the length of the shorter head, {small}.")
+        return classes
+    padding = small == large or (
+        large - small <= small // 20 and any(-(-small // n) * n == large for n in (64, 128, 256, 512, 1024))
+    )
+    if not padding:
+        raise RecipeError(
+            f"the student's head has {sizes[0]} classes, the teacher's {sizes[-1]}, and the longer is not the shorter one "
+            "rounded up. If both use the same tokenizer, say how many tokens it has with classes=...; if not, use a "
+            "method that compares across tokenizers."
+        )
+    return small
+
+
+def _product_dtype(side: Projection) -> torch.dtype:
+    """The dtype that a linear layer would multiply in here."""
+    dtype, device = torch.promote_types(side.hidden.dtype, side.weight.dtype), side.hidden.device.type
+    if dtype != torch.float64 and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return dtype
+
+
+_FUSED: dict[Callable[..., Tensor], Callable[..., Tensor]] = {
+    divergences.kl: kl,
+    divergences.reverse_kl: reverse_kl,
+    divergences.jeffreys: jeffreys,
+}

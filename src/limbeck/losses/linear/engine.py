@@ -1,0 +1,204 @@
+"""Two heads and a divergence in one pass over chunks of tokens, with the gradient written on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from limbeck.losses.linear.forms import Result
+from limbeck.signals import Projection
+
+__all__: list[str] = []  # no loss: these are its inner part
+
+Form = Callable[[Tensor, Tensor], Result]
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+@dataclass(frozen=True)
+class CappedProjection(Projection):
+    """A projection whose logits are scaled and then soft-capped: softcap * tanh(scale * (hidden @ weight.T + bias) / softcap).
+
+    `scale` is what a model multiplies its logits by (one over it, where a model divides); `softcap` None caps nothing.
+    """
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def materialise(self) -> Float[Tensor, "... classes"]:
+        """The product, scaled and capped, shape `[..., classes]`."""
+        logits = super().materialise() * self.scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One head: what turns rows of hidden states into logits in fp32 (fp64 for fp64)."""
+
+    weight: Float[Tensor, "classes width"]
+    bias: Float[Tensor, "classes"] | None
+    scale: float
+    softcap: float | None
+
+    @classmethod
+    def of(cls, projection: Projection, classes: int, dtype: torch.dtype) -> Side:
+        """The first `classes` rows of a projection's head, multiplied in `dtype`; a constant for autograd."""
+        bias = None if projection.bias is None else projection.bias.detach()[:classes].to(dtype)
+        weight = projection.weight.detach()[:classes].to(dtype)
+        return cls(weight, bias, getattr(projection, "scale", 1.0), getattr(projection, "softcap", None))
+
+    def logits(self, hidden: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens classes"]:
+        """A new tensor, free to be overwritten."""
+        z = F.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
+        z = z if z.dtype == torch.float64 else z.float()
+        if self.scale != 1:
+            z.mul_(self.scale)
+        return z if self.softcap is None else z.div_(self.softcap).tanh_().mul_(self.softcap)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """All that is constant in one comparison. Tokens are rows here: hidden states are [tokens, width].
+
+    `rows` are the numbers of the tokens that count (None: all); `slope` says whether a gradient will be asked for.
+    """
+
+    form: Form | None
+    student: Side
+    teacher: Side | None
+    teacher_hidden: Float[Tensor, "tokens width"] | None
+    rows: Int64[Tensor, "counted"] | None
+    weight: Float[Tensor, "tokens"] | None
+    target: Int64[Tensor, "tokens"] | None
+    ignore_index: int
+    label_weight: float
+    temperature: float
+    scale: bool
+    chunk: int
+    slope: bool
+
+    def solve(
+        self, hidden: Tensor, wanted: tuple[bool, bool, bool], shapes: tuple[Any, Any], upstream: Tensor | None = None
+    ) -> tuple[Float[Tensor, "tokens"], Gradients]:
+        """Values, and the gradients `wanted` (hidden, weight, bias) of their sum, or of their sum times `upstream`.
+
+        Gradients of the head are summed in fp32 at least and span all of its rows, also those that are ignored.
+        """
+        exact = torch.float64 if self.student.weight.dtype == torch.float64 else torch.float32
+        classes, (weight_shape, bias_shape) = len(self.student.weight), shapes
+        values = hidden.new_zeros(len(hidden), dtype=exact)
+        into_hidden = torch.zeros_like(hidden) if wanted[0] else None
+        into_weight = hidden.new_zeros(weight_shape, dtype=exact) if wanted[1] else None
+        into_bias = hidden.new_zeros(bias_shape, dtype=exact) if wanted[2] else None
+        factors = self.weight if upstream is None else upstream if self.weight is None else self.weight * upstream
+        # half precision has no room for the small entries of a gradient that no loss scaling has touched yet
+        product = exact if self.student.weight.dtype == torch.float16 else self.student.weight.dtype
+        head = self.student.weight.to(product) if wanted[0] else None
+        with torch.autocast(hidden.device.type, enabled=False):
+            for here in self._chunks(len(hidden)):
+                own = hidden[here]
+                found, gradient = self._compare(own, here, any(wanted))
+                values[here] = found if self.weight is None else found * self.weight[here]
+                if gradient is None:
+                    continue
+                factor = None if factors is None else factors[here][:, None].to(exact)
+                narrow = gradient.to(product)
+                if into_hidden is not None:
+                    back = (narrow @ head).to(exact)
+                    into_hidden[here] = (back if factor is None else back * factor).to(hidden.dtype)
+                own = own.to(exact) if factor is None else own.to(exact) * factor
+                if into_weight is not None:
+                    if product == exact:
+                        into_weight[:classes].addmm_(gradient.T, own)
+                    else:
+                        into_weight[:classes] += narrow.T @ own.to(product)
+                if into_bias is not None:
+                    into_bias[:classes] += (gradient if factor is None else gradient * factor).sum(0)
+        return values, (into_hidden, into_weight, into_bias)
+
+    def _chunks(self, tokens: int) -> Iterator[Any]:
+        for start in range(0, tokens if self.rows is None else len(self.rows), self.chunk):
+            end = start + self.chunk
+            yield slice(start, end) if self.rows is None else self.rows[start:end]
+
+    def _compare(self, hidden: Tensor, here: Any, slope: bool) -> tuple[Tensor, Tensor | None]:
+        """Values of one chunk and their gradient in the student's product, before the weights of tokens."""
+        z = self.student.logits(hidden)
+        values, gradient = z.new_zeros(len(z)), None
+        if self.target is not None:
+            values, gradient = self._labels(z, self.target[here], slope)
+        if self.form is not None:
+            assert self.teacher is not None and self.teacher_hidden is not None
+            soft = z if self.temperature == 1 else z.div(self.temperature)
+            log_q = torch.log_softmax(soft, -1)
+            del soft
+            log_p = self.teacher.logits(self.teacher_hidden[here]).to(log_q.dtype).div_(self.temperature).log_softmax(-1)
+            found, more = self.form(log_q, log_p)
+            values = values + found.clamp_(min=0) * (self.temperature**2 if self.scale else 1)  # rounding may leave -1e-9
+            factor = self.temperature if self.scale else 1 / self.temperature
+            more = more if factor == 1 else more.mul_(factor)
+            gradient = more if gradient is None else gradient.add_(more)
+        if not slope:
+            return values, None
+        assert gradient is not None
+        if self.student.softcap is not None:
+            gradient.mul_(z.div_(self.student.softcap).square_().neg_().add_(1))
+        return values, gradient if self.student.scale == 1 else gradient.mul_(self.student.scale)
+
+    def _labels(self, z: Tensor, target: Tensor, slope: bool) -> tuple[Tensor, Tensor | None]:
+        """label_weight * -log softmax(z)_y, 0 where the label is ignored; at temperature 1."""
+        log_q = torch.log_softmax(z, -1)
+        counts = (target != self.ignore_index).to(z.dtype)[:, None] * self.label_weight
+        chosen = target.where(target != self.ignore_index, 0)[:, None]
+        values = -(log_q.gather(-1, chosen) * counts).squeeze(-1)
+        if not slope:
+            return values, None
+        return values, log_q.exp_().scatter_add_(-1, chosen, torch.full_like(counts, -1)).mul_(counts)
+
+
+class Fused(torch.autograd.Function):
+    """Values per token, whose gradient was written while they were found, for the case that all count alike afterwards.
+
+    That is so for a sum, a mean, a mean over a mask: there backward multiplies by one number. Any other use of the values
+    (and a second backward through the same graph) makes backward go through the chunks again: twice the time, the same
+    memory, the right gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, problem: Problem, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        wanted = tuple(w and problem.slope for w in ctx.needs_input_grad[1:])
+        ctx.problem, ctx.wanted = problem, wanted
+        ctx.shapes = weight.shape, None if bias is None else bias.shape
+        ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
+        ctx.save_for_backward(hidden, weight)  # the weight only so that a change in place is noticed
+        values, ctx.written = problem.solve(hidden, wanted, ctx.shapes)
+        return values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[None, Tensor | None, Tensor | None, Tensor | None]:
+        hidden, _ = ctx.saved_tensors
+        problem: Problem = ctx.problem
+        written, ctx.written = ctx.written, None
+        counted = upstream if problem.rows is None else upstream[problem.rows]
+        head = any(ctx.wanted[1:])
+        if head and not _alike(counted):
+            _, written = problem.solve(hidden, ctx.wanted, ctx.shapes, upstream)
+        else:
+            if written is None:
+                _, written = problem.solve(hidden, ctx.wanted, ctx.shapes)
+            for gradient in written if len(counted) else ():
+                if gradient is not None:
+                    gradient.mul_(counted[0] if head else upstream[:, None])
+        cast = [None if g is None else g.to(d) for g, d in zip(written, ctx.dtypes)]
+        return None, cast[0], cast[1], cast[2]
+
+
+def _alike(x: Tensor) -> bool:
+    return len(x) == 0 or bool((x == x[0]).all())
