@@ -18,7 +18,7 @@ METHODS: list[Any] = [
     *("supervised", "kd", "dkd", "dist", "logit-standardisation", "nkd", "mlkd"),
     *("fitnets", "at", "nst", "vid", "ofd", "reviewkd", "simkd", "nd", "cka", "ickd"),
     *("rkd", "sp", "pkt", {"use": "crd", "negatives": 2048}, "trg", "ofa"),
-    *("dml", "byot", "ps-kd", "uskd"),
+    *("function-matching", "ssld", "dml", "byot", "ps-kd", "uskd"),
     [{"use": "kd"}, {"use": "rkd"}],
     [{"use": "kd"}, {"use": "nd"}],
 ]
