@@ -28,7 +28,6 @@ not fit, an option outside its range. `IndexError` / `RuntimeError` of torch for
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial  # noqa
 from typing import TypedDict, Unpack
 
 import torch
@@ -155,7 +154,9 @@ def shared_classes(*sizes: int, classes: int | None = None) -> int:
     small, large = min(sizes), max(sizes)
     if classes is not None:
         if not 0 < classes <= small:
-            raise RecipeError(f"classes={classes}: needed is a number from 1 to the length of the shorter head, {small}.")
+            raise RecipeError(
+                f"classes={classes}: needed is a number from 1 to the length of the shorter head, {small}."
+            )
         return classes
     padding = small == large or (
         large - small <= small // 20 and any(-(-small // n) * n == large for n in (64, 128, 256, 512, 1024))

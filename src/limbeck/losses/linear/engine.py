@@ -138,9 +138,13 @@ class Problem:
             soft = z if self.temperature == 1 else z.div(self.temperature)
             log_q = torch.log_softmax(soft, -1)
             del soft
-            log_p = self.teacher.logits(self.teacher_hidden[here]).to(log_q.dtype).div_(self.temperature).log_softmax(-1)
+            log_p = (
+                self.teacher.logits(self.teacher_hidden[here]).to(log_q.dtype).div_(self.temperature).log_softmax(-1)
+            )
             found, more = self.form(log_q, log_p)
-            values = values + found.clamp_(min=0) * (self.temperature**2 if self.scale else 1)  # rounding may leave -1e-9
+            values = values + found.clamp_(min=0) * (
+                self.temperature**2 if self.scale else 1
+            )  # rounding may leave -1e-9
             factor = self.temperature if self.scale else 1 / self.temperature
             more = more if factor == 1 else more.mul_(factor)
             gradient = more if gradient is None else gradient.add_(more)
