@@ -1,6 +1,8 @@
 """Divergences from hidden states and heads are those of the products, in value and gradient, and hold no product."""
 
+import inspect
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,16 +13,47 @@ from torch.utils._pytree import tree_leaves
 
 from limbeck import losses
 from limbeck.errors import RecipeError
-from limbeck.losses import linear
-from limbeck.losses.linear.engine import CappedProjection, Problem
+from limbeck.losses import linear, token_divergences
+from limbeck.losses.linear import CappedProjection
+from limbeck.losses.linear.engine import Problem
 from limbeck.signals import Projection
 
 SAME = {
     linear.kl: losses.kl,
     linear.reverse_kl: losses.reverse_kl,
     linear.jeffreys: losses.jeffreys,
+    linear.js: losses.js,
+    linear.continuous_js: token_divergences.continuous_js,
+    linear.trl_js: token_divergences.trl_js,
+    linear.skew_kl: token_divergences.skew_kl,
+    linear.skew_reverse_kl: token_divergences.skew_reverse_kl,
+    linear.tvd: token_divergences.tvd,
+    linear.adaptive_kl: token_divergences.adaptive_kl,
+    linear.top_k_kl: token_divergences.top_k_kl,
 }
+
+
+def part(function, **options):
+    """A loss with an option of its own, in both forms."""
+    own = partial(function, **options)
+    own.__name__ = function.__name__ + "-".join(map(str, options.values()))
+    SAME[own] = partial(SAME[function], **options)
+    return own
+
+
+WITH_OPTIONS = [
+    part(linear.js, beta=0.1),
+    part(linear.continuous_js, beta=0.0),
+    part(linear.continuous_js, beta=0.8),
+    part(linear.trl_js, beta=1.0),
+    part(linear.skew_kl, alpha=0.4),
+    part(linear.skew_reverse_kl, alpha=0.7),
+    part(linear.top_k_kl, k=3, renormalise_student=True),
+    part(linear.top_k_kl, k=2),
+]
 FORMS = list(SAME)
+NAMED = pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
+DIFFERENTIABLE = [f for f in FORMS if f is not linear.adaptive_kl]  # whose weights are constants
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -55,7 +88,7 @@ def both(form, student, teacher, **options):
     return form(student, teacher, **options), SAME[form](student.materialise(), teacher.materialise(), **plain)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@NAMED
 @pytest.mark.parametrize("chunk", [1, 3, 10, 100])
 def test_values_and_gradients_are_those_of_the_products_for_any_chunk(form, chunk):
     student, teacher = sides()
@@ -94,18 +127,20 @@ def test_any_shape_and_any_mask(form, tokens, classes, chunk, temperature, scale
         assert all(g.count_nonzero() == 0 for g in gradients(ours.sum(), student))
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", DIFFERENTIABLE, ids=lambda form: form.__name__)
 def test_gradcheck(form):
     student, teacher = sides((3,), 5)
     mask = torch.tensor([True, False, True])
     options = {"temperature": 1.3, "mask": mask, "budget": chunks_of(1, 5)}
     for reduced in (lambda v: v, torch.Tensor.mean):
-        assert torch.autograd.gradcheck(
-            lambda *own: reduced(form(Projection(*own), teacher, **options)), tuple(leaves(student))
-        )
+
+        def function(*own, reduced=reduced):
+            return reduced(form(Projection(*own), teacher, **options))
+
+        assert torch.autograd.gradcheck(function, tuple(leaves(student)))
 
 
-@pytest.mark.parametrize("form", FORMS)
+@NAMED
 def test_a_head_without_bias_and_a_head_that_does_not_learn(form):
     student, teacher = sides()
     bare = Projection(student.hidden, student.weight.detach())
@@ -141,7 +176,8 @@ def test_a_second_backward_gives_the_same_gradient_and_a_released_graph_says_so(
         torch.autograd.grad(values, leaves(student))
 
 
-def test_no_tensor_is_larger_than_a_chunk():
+@NAMED
+def test_no_tensor_is_larger_than_a_chunk(form):
     class Largest(TorchDispatchMode):
         most = 0
 
@@ -153,7 +189,7 @@ def test_no_tensor_is_larger_than_a_chunk():
     for tokens in (64, 512):
         student, teacher = sides((tokens,), 97)
         with Largest() as largest:
-            linear.kl(student, teacher, budget=chunks_of(5, 97)).mean().backward()
+            form(student, teacher, budget=chunks_of(5, 97)).mean().backward()
         assert largest.most <= max(6 * 97, tokens * 6)  # the teacher's head, hidden states; 64 x 97 is far
 
 
@@ -171,9 +207,12 @@ def test_masked_tokens_may_hold_anything():
     own = gradients(values.sum(), student)
     assert all(g.isfinite().all() for g in own)
     assert own[0][~mask].count_nonzero() == 0
+    frozen = linear.kl(Projection(student.hidden, student.weight.detach()), teacher, mask=mask)
+    (into_hidden,) = torch.autograd.grad(frozen, student.hidden, torch.where(mask, 1.0, math.nan).double())
+    assert into_hidden[~mask].count_nonzero() == 0
 
 
-@pytest.mark.parametrize("form", FORMS)
+@NAMED
 @pytest.mark.parametrize("size", [30.0, 300.0, 1e4])
 def test_extreme_logits_stay_finite_and_equal_to_the_plain_form(form, size):
     student, teacher = sides(dtype=torch.float32)
@@ -184,10 +223,12 @@ def test_extreme_logits_stay_finite_and_equal_to_the_plain_form(form, size):
     own = gradients(ours.sum(), student)
     assert all(g.isfinite().all() for g in own)
     for a, b in zip(own, gradients(plain.sum(), student)):
-        assert (a - b).norm() <= 1e-4 * b.norm() + 1e-5 * size  # both round; the terms of a sum are as large as hidden
+        assert (a - b).norm() <= 1e-4 * b.norm() + 1e-7 * size**2  # eps times log-probabilities times hidden
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "form", [f for f in FORMS if "top" not in f.__name__ or "True" in f.__name__], ids=lambda form: form.__name__
+)
 def test_equal_distributions_are_zero_with_zero_gradients(form):
     student, _ = sides(dtype=torch.float32)
     values = form(student, Projection(*(x.detach() for x in leaves(student))), temperature=0.7)
@@ -197,22 +238,21 @@ def test_equal_distributions_are_zero_with_zero_gradients(form):
         torch.testing.assert_close(g, torch.zeros_like(g), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@NAMED
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_summed_in_single(form, dtype):
     student, teacher = sides((4, 8), 300, dtype=dtype)
     ours, plain = both(form, student, teacher, temperature=2.0, budget=chunks_of(5, 300, 4))
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours, plain)  # the logits are rounded by the product, and nothing after it is
-    exact = [x.detach().double().requires_grad_() for x in leaves(student)]
+    exact = Projection(*(x.detach().double().requires_grad_() for x in leaves(student)))
     full = SAME[form](
-        Projection(*exact).materialise(),
-        Projection(*(x.double() for x in leaves(teacher))).materialise(),
-        temperature=2.0,
+        exact.materialise(), Projection(*(x.double() for x in leaves(teacher))).materialise(), temperature=2
     )
-    for own, true in zip(gradients(ours.mean(), student), torch.autograd.grad(full.mean(), exact)):
+    true = gradients(full.mean(), exact)
+    for own, other, t in zip(gradients(ours.mean(), student), gradients(plain.mean(), student), true):
         assert own.dtype == dtype
-        assert (own.double() - true).norm() <= 0.03 * true.norm()
+        assert (own.double() - t).norm() <= 2 * (other.double() - t).norm()  # chunks are rounded, as the plain sum is
 
 
 def test_sums_over_many_classes_do_not_round_as_half_precision_would():
@@ -226,11 +266,11 @@ def test_tiny_gradients_survive_half_precision_until_the_loss_scale_arrives():
     values = linear.kl(student, teacher)
     scaled = gradients(values.sum() * 2.0**14, student)
     tiny = gradients(linear.kl(student, teacher, weight=torch.full((2,), 2.0**-24)).sum() * 2.0**24, student)
-    for a, b in zip(scaled[1:], tiny[1:]):
+    for a, b in zip(scaled, tiny):
         torch.testing.assert_close(a / 2**14, b, rtol=2e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@NAMED
 def test_autocast_multiplies_in_half_and_sums_in_single(form):
     student, teacher = sides((4, 8), 64, dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -258,7 +298,7 @@ def test_compiling_what_surrounds_it_changes_nothing():
     )
 
 
-@pytest.mark.parametrize("form", FORMS)
+@NAMED
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 def test_scaled_and_capped_logits(form, temperature):
     student, teacher = sides()
@@ -277,7 +317,7 @@ def test_scaled_and_capped_logits(form, temperature):
     torch.testing.assert_close(gradients(ours.sum(), student), gradients(plain.sum(), student))
 
 
-@pytest.mark.parametrize("form", FORMS)
+@NAMED
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_labels_in_the_same_pass(form, temperature):
     student, teacher = sides()
@@ -357,7 +397,12 @@ def test_the_teacher_may_be_more_precise():
 
 def test_the_fused_form_of_a_plain_loss_is_found():
     for form, plain in SAME.items():
-        assert linear.fused(plain) is form
+        if form not in WITH_OPTIONS:
+            assert linear.fused(plain) is form
+            own, other = (inspect.signature(f).parameters for f in (form, plain))
+            shared = [o for o in own if o in other]
+            assert [own[o].default for o in shared] == [other[o].default for o in shared]
+            assert set(other) - set(own) <= {"temperature", "scale", "dim", "mask", "weight"}
     assert linear.fused(losses.mse) is None
 
 

@@ -28,6 +28,7 @@ not fit, an option outside its range. `IndexError` / `RuntimeError` of torch for
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypedDict, Unpack
 
 import torch
@@ -35,9 +36,10 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from limbeck.errors import RecipeError
-from limbeck.losses import divergences
+from limbeck.losses import divergences, token_divergences
 from limbeck.losses.linear import forms
-from limbeck.losses.linear.engine import CappedProjection, Form, Fused, Problem, Side
+from limbeck.losses.linear.engine import CappedProjection as CappedProjection
+from limbeck.losses.linear.engine import Form, Fused, Problem, Side
 from limbeck.losses.masking import aligned, finished
 from limbeck.signals import Projection
 
@@ -80,9 +82,88 @@ def jeffreys(student: Projection, teacher: Projection, **options: Unpack[Options
     return compare(forms.jeffreys, student, teacher, **options)
 
 
-def cross_entropy(student: Projection, target: Int64[Tensor, "..."], **options: Unpack[Options]) -> Values:
+def js(student: Projection, teacher: Projection, *, beta: float = 0.5, **options: Unpack[Options]) -> Values:
+    """T^2 * (beta KL(p || m) + (1 - beta) KL(q || m)), m = beta p + (1 - beta) q, as `limbeck.losses.js`: 0 < beta < 1.
+
+    This is the normalisation of the GKD paper, which tends to 0 at both ends. DistiLLM's JS with lam = 0.9 and TAID's
+    with teacher weight 0.1 are this one with beta = 0.1.
+    """
+    token_divergences.inside("js with beta", beta)
+    return compare(partial(forms.js, beta=beta), student, teacher, **options)
+
+
+def continuous_js(student: Projection, teacher: Projection, *, beta: float = 0.5, **options: Unpack[Options]) -> Values:
+    """js / (beta (1 - beta)), from `kl` at beta = 0 to `reverse_kl` at 1 without a jump: 0 <= beta <= 1."""
+    return compare(
+        token_divergences.between(forms.kl, forms.continuous_js, forms.reverse_kl, beta), student, teacher, **options
+    )
+
+
+def trl_js(student: Projection, teacher: Projection, *, beta: float = 0.5, **options: Unpack[Options]) -> Values:
+    """`js`, but `kl` at beta = 0 and `reverse_kl` at 1 (a jump at both ends), as TRL's trainers have it: 0 <= beta <= 1."""
+    return compare(token_divergences.between(forms.kl, forms.js, forms.reverse_kl, beta), student, teacher, **options)
+
+
+def skew_kl(student: Projection, teacher: Projection, *, alpha: float = 0.1, **options: Unpack[Options]) -> Values:
+    """T^2 * KL(p || alpha p + (1 - alpha) q), 0 < alpha < 1 (DistiLLM)."""
+    token_divergences.inside("skew_kl with alpha", alpha)
+    return compare(partial(forms.skew_kl, alpha=alpha), student, teacher, **options)
+
+
+def skew_reverse_kl(
+    student: Projection, teacher: Projection, *, alpha: float = 0.1, **options: Unpack[Options]
+) -> Values:
+    """T^2 * KL(q || (1 - alpha) p + alpha q), 0 < alpha < 1 (DistiLLM)."""
+    token_divergences.inside("skew_reverse_kl with alpha", alpha)
+    return compare(partial(forms.skew_reverse_kl, alpha=alpha), student, teacher, **options)
+
+
+def tvd(student: Projection, teacher: Projection, **options: Unpack[Options]) -> Values:
+    """T^2 * sum |p - q| / 2."""
+    return compare(forms.tvd, student, teacher, **options)
+
+
+def adaptive_kl(student: Projection, teacher: Projection, *, alpha: float = 0.5, **options: Unpack[Options]) -> Values:
+    """Both directions, weighed for every token by where p and q differ, in the head or the tail of p; 0 < alpha < 1."""
+    token_divergences.inside("adaptive_kl with alpha", alpha)
+    return compare(partial(forms.adaptive_kl, alpha=alpha), student, teacher, **options)
+
+
+def top_k_kl(
+    student: Projection,
+    teacher: Projection,
+    *,
+    k: int = 64,
+    renormalise_student: bool = False,
+    **options: Unpack[Options],
+) -> Values:
+    """T^2 * KL(p' || q), p' = p restricted to its k largest classes and normalised again (all classes, if fewer)."""
+    token_divergences.at_least_one("top_k_kl with k", k)
+    return compare(partial(forms.top_k_kl, k=k, renormalise_student=renormalise_student), student, teacher, **options)
+
+
+def cross_entropy(
+    student: Projection,
+    target: Int64[Tensor, "..."],
+    *,
+    ignore_index: int = -100,
+    mask: Bool[Tensor, "..."] | None = None,
+    weight: Float[Tensor, "..."] | None = None,
+    classes: int | None = None,
+    budget: int | None = None,
+) -> Values:
     """-log softmax(student)_y alone, without a teacher, as `limbeck.losses.cross_entropy`; ignored labels give 0."""
-    return compare(None, student, None, **{**options, "target": target})
+    return compare(
+        None,
+        student,
+        None,
+        target=target,
+        ignore_index=ignore_index,
+        mask=mask,
+        weight=weight,
+        classes=classes,
+        budget=budget,
+    )
 
 
 def fused(loss: Callable[..., Tensor]) -> Callable[..., Tensor] | None:
@@ -182,4 +263,12 @@ _FUSED: dict[Callable[..., Tensor], Callable[..., Tensor]] = {
     divergences.kl: kl,
     divergences.reverse_kl: reverse_kl,
     divergences.jeffreys: jeffreys,
+    divergences.js: js,
+    token_divergences.continuous_js: continuous_js,
+    token_divergences.trl_js: trl_js,
+    token_divergences.skew_kl: skew_kl,
+    token_divergences.skew_reverse_kl: skew_reverse_kl,
+    token_divergences.tvd: tvd,
+    token_divergences.adaptive_kl: adaptive_kl,
+    token_divergences.top_k_kl: top_k_kl,
 }

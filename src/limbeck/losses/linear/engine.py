@@ -84,7 +84,7 @@ class Problem:
     slope: bool
 
     def solve(
-        self, hidden: Tensor, wanted: tuple[bool, bool, bool], shapes: tuple[Any, Any], upstream: Tensor | None = None
+        self, hidden: Tensor, wanted: tuple[bool, ...], shapes: tuple[Any, Any], upstream: Tensor | None = None
     ) -> tuple[Float[Tensor, "tokens"], Gradients]:
         """Values, and the gradients `wanted` (hidden, weight, bias) of their sum, or of their sum times `upstream`.
 
@@ -93,12 +93,12 @@ class Problem:
         exact = torch.float64 if self.student.weight.dtype == torch.float64 else torch.float32
         classes, (weight_shape, bias_shape) = len(self.student.weight), shapes
         values = hidden.new_zeros(len(hidden), dtype=exact)
-        into_hidden = torch.zeros_like(hidden) if wanted[0] else None
+        # fp16 has no room for the small entries of a gradient that no loss scaling has touched yet
+        into_hidden = hidden.new_zeros(hidden.shape, dtype=_roomy(hidden.dtype)) if wanted[0] else None
         into_weight = hidden.new_zeros(weight_shape, dtype=exact) if wanted[1] else None
         into_bias = hidden.new_zeros(bias_shape, dtype=exact) if wanted[2] else None
         factors = self.weight if upstream is None else upstream if self.weight is None else self.weight * upstream
-        # half precision has no room for the small entries of a gradient that no loss scaling has touched yet
-        product = exact if self.student.weight.dtype == torch.float16 else self.student.weight.dtype
+        product = _roomy(self.student.weight.dtype)
         head = self.student.weight.to(product) if wanted[0] else None
         with torch.autocast(hidden.device.type, enabled=False):
             for here in self._chunks(len(hidden)):
@@ -109,9 +109,9 @@ class Problem:
                     continue
                 factor = None if factors is None else factors[here][:, None].to(exact)
                 narrow = gradient.to(product)
-                if into_hidden is not None:
+                if into_hidden is not None and head is not None:
                     back = (narrow @ head).to(exact)
-                    into_hidden[here] = (back if factor is None else back * factor).to(hidden.dtype)
+                    into_hidden[here] = (back if factor is None else back * factor).to(into_hidden.dtype)
                 own = own.to(exact) if factor is None else own.to(exact) * factor
                 if into_weight is not None:
                     if product == exact:
@@ -119,7 +119,7 @@ class Problem:
                     else:
                         into_weight[:classes] += narrow.T @ own.to(product)
                 if into_bias is not None:
-                    into_bias[:classes] += (gradient if factor is None else gradient * factor).sum(0)
+                    into_bias[:classes] += gradient.sum(0) if factor is None else gradient.T @ factor.squeeze(1)
         return values, (into_hidden, into_weight, into_bias)
 
     def _chunks(self, tokens: int) -> Iterator[Any]:
@@ -134,7 +134,8 @@ class Problem:
         if self.target is not None:
             values, gradient = self._labels(z, self.target[here], slope)
         if self.form is not None:
-            assert self.teacher is not None and self.teacher_hidden is not None
+            assert self.teacher is not None
+            assert self.teacher_hidden is not None
             soft = z if self.temperature == 1 else z.div(self.temperature)
             log_q = torch.log_softmax(soft, -1)
             del soft
@@ -176,7 +177,7 @@ class Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, problem: Problem, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        wanted = tuple(w and problem.slope for w in ctx.needs_input_grad[1:])
+        wanted = (*(w and problem.slope for w in ctx.needs_input_grad[1:]),)
         ctx.problem, ctx.wanted = problem, wanted
         ctx.shapes = weight.shape, None if bias is None else bias.shape
         ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
@@ -191,6 +192,8 @@ class Fused(torch.autograd.Function):
         problem: Problem = ctx.problem
         written, ctx.written = ctx.written, None
         counted = upstream if problem.rows is None else upstream[problem.rows]
+        if problem.rows is not None:  # a token that does not count gets nothing, also where what comes in is nan
+            upstream = torch.zeros_like(upstream).index_copy_(0, problem.rows, counted)
         head = any(ctx.wanted[1:])
         if head and not _alike(counted):
             _, written = problem.solve(hidden, ctx.wanted, ctx.shapes, upstream)
@@ -202,6 +205,10 @@ class Fused(torch.autograd.Function):
                     gradient.mul_(counted[0] if head else upstream[:, None])
         cast = [None if g is None else g.to(d) for g, d in zip(written, ctx.dtypes)]
         return None, cast[0], cast[1], cast[2]
+
+
+def _roomy(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype == torch.float16 else dtype
 
 
 def _alike(x: Tensor) -> bool:

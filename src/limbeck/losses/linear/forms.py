@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from limbeck.losses.token_divergences import head_share
+
 __all__: list[str] = []  # no loss: these are its inner part
 
 LogProbabilities = Float[Tensor, "tokens classes"]
@@ -53,6 +55,12 @@ def js(log_q: LogProbabilities, log_p: LogProbabilities, *, beta: float) -> Resu
     return beta * from_p + (1 - beta) * from_q, gradient
 
 
+def continuous_js(log_q: LogProbabilities, log_p: LogProbabilities, *, beta: float) -> Result:
+    """The same over beta (1 - beta)."""
+    values, gradient = js(log_q, log_p, beta=beta)
+    return values / (beta * (1 - beta)), gradient.div_(beta * (1 - beta))
+
+
 def skew_kl(log_q: LogProbabilities, log_p: LogProbabilities, *, alpha: float) -> Result:
     """KL(p || m), m = alpha p + (1 - alpha) q; r = -(1 - alpha) q p / m."""
     q, p = log_q.exp(), log_p.exp()
@@ -88,24 +96,9 @@ def adaptive_kl(log_q: LogProbabilities, log_p: LogProbabilities, *, alpha: floa
     return w * values + (1 - w) * reverse, gradient
 
 
-def head_share(q: Float[Tensor, "*any classes"], p: Float[Tensor, "*any classes"], alpha: float) -> Tensor:
-    """Which part of sum |p - q| is in the head of p; one half where they are equal.
-
-    The tail are the smallest p that together are at most `alpha`; the head is the rest, and the largest p belongs to it
-    always, as in exact arithmetic (where alpha < 1 and the sum of all is 1).
-    """
-    order = p.argsort(dim=-1)
-    tail = p.gather(-1, order).cumsum(-1) <= alpha
-    tail[..., -1] = False
-    gap = (p - q).abs()
-    in_tail = torch.where(tail, gap.gather(-1, order), 0).sum(-1)
-    whole = gap.sum(-1)
-    return torch.where(whole > 0, (1 - in_tail / whole.where(whole > 0, 1)).clamp(0, 1), 0.5)
-
-
 def top_k_kl(log_q: LogProbabilities, log_p: LogProbabilities, *, k: int, renormalise_student: bool) -> Result:
     """KL(p' || q), p' = p on its k largest classes, divided by their sum; gradient q - p' (q' - p' with q' likewise)."""
-    log_p, top = log_p.topk(k, dim=-1)
+    log_p, top = log_p.topk(min(k, log_p.shape[-1]), dim=-1)
     log_p = log_p.log_softmax(-1)
     p, chosen = log_p.exp(), log_q.gather(-1, top)
     if renormalise_student:
