@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.engine import gradients, random_state
-from limbeck.engine.pieces import cut, rows
+from limbeck.engine.pieces import in_step, rows
 from limbeck.engine.processes import World
 from limbeck.objectives import BatchPart, Loss, Part, at_least_one
 
@@ -78,7 +78,7 @@ class Divider:
         most = 1 if whole or pieces == 1 else self.world.most(rows(batch))
         if min(pieces, most) <= 1:
             return run.one_piece(dict(batch))
-        parts = _in_step(batch, min(pieces, most))
+        parts = in_step(batch, min(pieces, most))
         key = (*_kind(function), frozenset(batch))  # with another column it may be another loss
         if key in self._two_passes:
             return run.two_passes(parts)
@@ -96,13 +96,6 @@ class Divider:
         self._two_passes.add(key)
         random_state.restore(before, self.world.device)
         return _Run(self, function, batch, parameters, scale, per_part).two_passes(parts)
-
-
-def _in_step(batch: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
-    """The batch in exactly `count` pieces, as every process has them; where rows are too few, the last are ghosts."""
-    parts = cut(batch, count)
-    ghost = cut(batch, max(rows(batch), 1))[0] | {"ghost": True}
-    return parts + [ghost] * (count - len(parts))
 
 
 def _kind(function: Any) -> tuple[Any, type]:

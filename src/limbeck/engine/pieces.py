@@ -45,6 +45,13 @@ def cut(batch: Mapping[str, Any], pieces: int) -> list[Batch]:
     ]
 
 
+def in_step(batch: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
+    """The batch in exactly `count` pieces, as every process has them; where rows are too few, the last are ghosts."""
+    parts = cut(batch, count)
+    ghost = cut(batch, max(rows(batch), 1))[0] | {"ghost": True}
+    return parts + [ghost] * (count - len(parts))
+
+
 def _has_rows(value: Any) -> bool:
     return (isinstance(value, Tensor) and value.dim() > 0) or isinstance(value, (list, tuple))
 
