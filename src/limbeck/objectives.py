@@ -111,6 +111,8 @@ class Loss:
     __radd__ = __add__
 
     def __mul__(self, factor: Number) -> Loss:
+        if isinstance(factor, (int, float)) and factor == 1:
+            return self
         return Loss({n: replace(p, weight=p.weight * factor) for n, p in self.parts.items()}, self.record)
 
     __rmul__ = __mul__
