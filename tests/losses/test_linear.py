@@ -74,8 +74,8 @@ def leaves(side: Projection) -> list[torch.Tensor]:
 
 
 def chunks_of(tokens: int, classes: int = 11, itemsize: int = 8) -> int:
-    """A budget that lets so many tokens into one chunk."""
-    return linear._BUFFERS * classes * itemsize * tokens
+    """A budget that lets so many tokens into one chunk, or up to three times as many of a thrifty form."""
+    return 8 * classes * itemsize * tokens
 
 
 def gradients(values: torch.Tensor, side: Projection) -> tuple[torch.Tensor, ...]:
@@ -189,7 +189,7 @@ def test_no_tensor_is_larger_than_a_chunk(form):
     for tokens in (64, 512):
         student, teacher = sides((tokens,), 97)
         with Largest() as largest:
-            form(student, teacher, budget=chunks_of(5, 97)).mean().backward()
+            form(student, teacher, budget=chunks_of(2, 97)).mean().backward()
         assert largest.most <= max(6 * 97, tokens * 6)  # the teacher's head, hidden states; 64 x 97 is far
 
 
@@ -371,6 +371,14 @@ def test_a_real_mismatch_is_refused_with_both_sizes(sizes):
     with pytest.raises(RecipeError, match=f"student's head has {sizes[0]} classes, the teacher's {sizes[1]}"):
         linear.shared_classes(*sizes)
     assert linear.shared_classes(*sizes, classes=9) == 9
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bool])
+def test_a_weight_may_have_any_dtype(dtype):
+    student, teacher = sides(dtype=torch.float32)
+    weight, mask = draw(2, 5, seed=3).gt(0).to(dtype), draw(2, 5, seed=4) > -1
+    ours, plain = both(linear.kl, student, teacher, weight=weight, mask=mask, budget=chunks_of(3))
+    torch.testing.assert_close(ours, plain)
 
 
 def test_a_weight_that_is_learnt_gets_its_gradient():

@@ -45,10 +45,8 @@ from limbeck.signals import Projection
 
 __all__: list[str] = []  # a recipe names the plain loss; a term takes the one here where both sides are projections
 
-BUDGET = 64 * 2**20
+BUDGET = 112 * 2**20
 """Bytes for one chunk where nothing else is said."""
-
-_BUFFERS = 6  # chunks of logits that live at once, about
 
 Values = Float[Tensor, "..."]
 
@@ -201,12 +199,14 @@ def compare(
     size = shared_classes(*(len(side.weight) for side in (student, teacher) if side is not None), classes=classes)
     counted = None if mask is None else aligned(mask.bool(), tokens, "mask").expand(tokens)
     outside = weight is not None and weight.requires_grad  # a weight that is learnt gets its gradient from autograd
-    within = None
-    if weight is not None and not outside:
-        within = aligned(weight, tokens, "weight").expand(tokens).flatten()
     dtype = _product_dtype(student)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    room = (BUDGET if budget is None else budget) // (_BUFFERS * size * wide.itemsize)
+    within = None
+    if weight is not None and not outside:
+        within = aligned(weight, tokens, "weight").to(wide).expand(tokens).flatten()
+    buffers = forms.BUFFERS.get(getattr(form, "func", form), 8) + 2 * (target is not None)
+    most = max(1, (BUDGET if budget is None else budget) // (buffers * size * wide.itemsize))
+    chunks = max(1, -(-tokens.numel() // most))
     problem = Problem(
         form,
         Side.of(student, size, dtype),
@@ -219,7 +219,7 @@ def compare(
         label_weight,
         temperature,
         scale,
-        max(1, room),
+        max(1, -(-tokens.numel() // chunks)),  # of equal size, so that none is a small rest
         torch.is_grad_enabled(),
     )
     values = Fused.apply(problem, student.hidden.flatten(0, -2), student.weight, student.bias).view(tokens)

@@ -53,10 +53,15 @@ class Side:
         weight = projection.weight.detach()[:classes].to(dtype)
         return cls(weight, bias, getattr(projection, "scale", 1.0), getattr(projection, "softcap", None))
 
-    def logits(self, hidden: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens classes"]:
-        """A new tensor, free to be overwritten."""
-        z = F.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
-        z = z if z.dtype == torch.float64 else z.float()
+    def logits(self, hidden: Float[Tensor, "tokens width"], room: Tensor | None) -> Float[Tensor, "tokens classes"]:
+        """A tensor to be overwritten: in `room` where that is given and of the product's dtype, else a new one."""
+        hidden = hidden.to(self.weight.dtype)
+        if room is None or room.dtype != self.weight.dtype:
+            z = F.linear(hidden, self.weight, self.bias)
+            z = z if z.dtype == torch.float64 else z.float()
+        else:
+            z = torch.mm(hidden, self.weight.T, out=room[: len(hidden)])
+            z = z if self.bias is None else z.add_(self.bias)
         if self.scale != 1:
             z.mul_(self.scale)
         return z if self.softcap is None else z.div_(self.softcap).tanh_().mul_(self.softcap)
@@ -100,10 +105,12 @@ class Problem:
         factors = self.weight if upstream is None else upstream if self.weight is None else self.weight * upstream
         product = _roomy(self.student.weight.dtype)
         head = self.student.weight.to(product) if wanted[0] else None
+        # pages that are used again need not be mapped again, which on a CPU costs as much as a pass over them
+        rooms = [hidden.new_empty(min(self.chunk, len(hidden)), classes, dtype=exact) for _ in range(2)]
         with torch.autocast(hidden.device.type, enabled=False):
             for here in self._chunks(len(hidden)):
                 own = hidden[here]
-                found, gradient = self._compare(own, here, any(wanted))
+                found, gradient = self._compare(own, here, any(wanted), rooms)
                 values[here] = found if self.weight is None else found * self.weight[here]
                 if gradient is None:
                     continue
@@ -127,34 +134,33 @@ class Problem:
             end = start + self.chunk
             yield slice(start, end) if self.rows is None else self.rows[start:end]
 
-    def _compare(self, hidden: Tensor, here: Any, slope: bool) -> tuple[Tensor, Tensor | None]:
+    def _compare(self, hidden: Tensor, here: Any, slope: bool, rooms: list[Tensor]) -> tuple[Tensor, Tensor | None]:
         """Values of one chunk and their gradient in the student's product, before the weights of tokens."""
-        z = self.student.logits(hidden)
+        z = self.student.logits(hidden, rooms[0])
         values, gradient = z.new_zeros(len(z)), None
         if self.target is not None:
             values, gradient = self._labels(z, self.target[here], slope)
+        capped = None if self.student.softcap is None else z.clone()
         if self.form is not None:
             assert self.teacher is not None
             assert self.teacher_hidden is not None
-            soft = z if self.temperature == 1 else z.div(self.temperature)
-            log_q = torch.log_softmax(soft, -1)
-            del soft
-            log_p = (
-                self.teacher.logits(self.teacher_hidden[here]).to(log_q.dtype).div_(self.temperature).log_softmax(-1)
-            )
-            found, more = self.form(log_q, log_p)
-            values = values + found.clamp_(min=0) * (
-                self.temperature**2 if self.scale else 1
-            )  # rounding may leave -1e-9
+            other = self.teacher.logits(self.teacher_hidden[here], rooms[1]).to(z.dtype)
+            found, more = self.form(*(self._softened(x) for x in (z, other)))
+            found.clamp_(min=0)  # rounding may leave -1e-9
+            values = values + found * (self.temperature**2 if self.scale else 1)
             factor = self.temperature if self.scale else 1 / self.temperature
             more = more if factor == 1 else more.mul_(factor)
             gradient = more if gradient is None else gradient.add_(more)
         if not slope:
             return values, None
         assert gradient is not None
-        if self.student.softcap is not None:
-            gradient.mul_(z.div_(self.student.softcap).square_().neg_().add_(1))
+        if capped is not None:
+            gradient.mul_(capped.div_(self.student.softcap).square_().neg_().add_(1))
         return values, gradient if self.student.scale == 1 else gradient.mul_(self.student.scale)
+
+    def _softened(self, z: Tensor) -> Tensor:
+        """Log-probabilities at the temperature, in place of the logits."""
+        return torch.log_softmax(z if self.temperature == 1 else z.div_(self.temperature), -1, out=z)
 
     def _labels(self, z: Tensor, target: Tensor, slope: bool) -> tuple[Tensor, Tensor | None]:
         """label_weight * -log softmax(z)_y, 0 where the label is ignored; at temperature 1."""

@@ -47,7 +47,8 @@ def jeffreys(log_q: LogProbabilities, log_p: LogProbabilities) -> Result:
 def js(log_q: LogProbabilities, log_p: LogProbabilities, *, beta: float) -> Result:
     """beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q; r = (1 - beta) q log(q / m)."""
     q, p = log_q.exp(), log_p.exp()
-    log_m = _log(torch.lerp(q, p, beta))
+    m = torch.lerp(q, p, beta)
+    log_m = m.clamp_(min=torch.finfo(m.dtype).tiny).log_()  # finite also where p and q vanish
     from_p = log_p.sub_(log_m).mul_(p).sum(-1)
     r = log_q.sub_(log_m).mul_(q)
     from_q = r.sum(-1)
@@ -117,3 +118,7 @@ def _log(m: Tensor) -> Tensor:
 def _through_softmax(r: Tensor, q: Tensor) -> Tensor:
     """r - q sum(r): what a derivative in log q is in the logits."""
     return r.sub_(q.mul_(r.sum(-1, keepdim=True)))
+
+
+BUFFERS = {kl: 3, reverse_kl: 3, js: 5, continuous_js: 5, tvd: 4}
+"""How many chunks of logits a form has at once, its two arguments included; those that are not here have up to 8."""
