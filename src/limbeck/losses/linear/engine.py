@@ -17,7 +17,7 @@ from limbeck.signals import Projection
 
 __all__: list[str] = []  # no loss: these are its inner part
 
-Form = Callable[[Tensor, Tensor], Result]
+Form = Callable[[Tensor, Tensor, Tensor], Result]
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
@@ -106,7 +106,7 @@ class Problem:
         product = _roomy(self.student.weight.dtype)
         head = self.student.weight.to(product) if wanted[0] else None
         # pages that are used again need not be mapped again, which on a CPU costs as much as a pass over them
-        rooms = [hidden.new_empty(min(self.chunk, len(hidden)), classes, dtype=exact) for _ in range(2)]
+        rooms = [hidden.new_empty(min(self.chunk, len(hidden)), classes, dtype=exact) for _ in range(3)]
         with torch.autocast(hidden.device.type, enabled=False):
             for here in self._chunks(len(hidden)):
                 own = hidden[here]
@@ -145,7 +145,7 @@ class Problem:
             assert self.teacher is not None
             assert self.teacher_hidden is not None
             other = self.teacher.logits(self.teacher_hidden[here], rooms[1]).to(z.dtype)
-            found, more = self.form(*(self._softened(x) for x in (z, other)))
+            found, more = self.form(self._softened(z), self._softened(other), rooms[2][: len(z)])
             found.clamp_(min=0)  # rounding may leave -1e-9
             values = values + found * (self.temperature**2 if self.scale else 1)
             factor = self.temperature if self.scale else 1 / self.temperature
@@ -154,7 +154,7 @@ class Problem:
         if not slope:
             return values, None
         assert gradient is not None
-        if capped is not None:
+        if capped is not None and self.student.softcap is not None:
             gradient.mul_(capped.div_(self.student.softcap).square_().neg_().add_(1))
         return values, gradient if self.student.scale == 1 else gradient.mul_(self.student.scale)
 
