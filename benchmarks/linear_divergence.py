@@ -134,9 +134,9 @@ def peak(name: str, size: argparse.Namespace) -> float:
     pair = inputs(size, size.tokens)
     if size.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        held = torch.cuda.memory_allocated()
         step(name, pair)
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
+        return (torch.cuda.max_memory_allocated() - held) / 1e6
     Path("/proc/self/clear_refs").write_text("5")  # the mark of the largest resident set starts anew
     before = _resident("VmRSS")
     step(name, pair)
@@ -170,14 +170,15 @@ def times(names: list[str], size: argparse.Namespace) -> dict[str, dict[str, flo
 def main() -> None:
     """All sides, printed and (with --out) written."""
     take = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in {
+    numbers: dict[str, int] = {
         "tokens": 1024,
         "classes": 32000,
         "student": 256,
         "teacher": 512,
         "rounds": 3,
         "threads": 2,
-    }.items():
+    }
+    for name, value in numbers.items():
         take.add_argument(f"--{name}", type=int, default=value)
     take.add_argument("--dtype", default="float32")
     take.add_argument("--device", default="cpu")
@@ -189,7 +190,7 @@ def main() -> None:
     if size.only_memory_of:
         print(peak(size.only_memory_of, size))
         return
-    own = [sys.executable, __file__, *(a for a in sys.argv[1:])]
+    own = [sys.executable, __file__, *sys.argv[1:]]
     memory = {
         name: float(subprocess.run([*own, "--only-memory-of", name], check=True, capture_output=True, text=True).stdout)
         for name in size.sides
