@@ -57,6 +57,11 @@ The papers rank otherwise than these tables in places. MST-Distill's authors rep
 far larger networks and a hundred epochs; C2KD's and MGDFR's authors report theirs above KD on theirs. What we see at this size stands
 below; a small student that trains for a few epochs on a small set is another question than theirs, and a method
 that is not told apart here is not shown to be useless.
+
+Three things to know when reading. Half of the intervals are wide: five seeds, small test sets. On utd-mhad most of the depth teachers are
+no better than chance, so what C2KD and MGDFR gain from them for the inertial student is not knowledge of the teacher but what their joint
+training does to the student; the depth students are far from trained themselves. And on nlvr nothing moves any student, or any teacher,
+off the majority.
 """
 CLASSICS = """## The classics on photographs
 
