@@ -54,14 +54,13 @@ the same number of tuning trials on validation at the first seed. The first tabl
 are among the arms of one road (1 is best), "better" and "worse" count intervals over seeds that leave out zero.
 
 The papers rank otherwise than these tables in places. MST-Distill's authors report it above all others on five data sets, with
-far larger networks and a hundred epochs; C2KD's and MGDFR's authors report theirs above KD on theirs. What we see at this size stands
-below; a small student that trains for a few epochs on a small set is another question than theirs, and a method
+larger networks and a hundred epochs. What we see at this size stands below; a small student that trains for a few epochs on a small set is another question than theirs, and a method
 that is not told apart here is not shown to be useless.
 
 Three things to know when reading. Half of the intervals are wide: five seeds, small test sets. On utd-mhad most of the depth teachers are
 no better than chance, so what C2KD and MGDFR gain from them for the inertial student is not knowledge of the teacher but what their joint
-training does to the student; the depth students are far from trained themselves. And on nlvr nothing moves any student, or any teacher,
-off the majority.
+training does to the student; the depth students are far from trained themselves. And on nlvr nothing lifts any student, or any teacher,
+clearly above the majority.
 """
 CLASSICS = """## The classics on photographs
 

@@ -29,7 +29,7 @@ def build(
 ) -> torch.optim.Optimizer:
     """The optimiser that `settings` names, with its learning rate, weight decay and own options.
 
-    Where torch has a fused step for it and these parameters, that one is taken (3 to 5 times faster on a CPU), unless
+    Where torch has a fused step for it and these parameters, that one is taken (one kernel instead of a dozen per tensor), unless
     the options say otherwise or gradients are `scaled`.
 
     Raises:
