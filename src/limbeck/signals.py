@@ -17,18 +17,26 @@ OUTPUT = "output"
 
 @dataclass(frozen=True)
 class Projection:
-    """A signal that is not multiplied out: `hidden @ weight.T + bias`, say the logits of a large vocabulary.
+    """A signal that is not multiplied out: logits z = hidden @ weight.T + bias, scaled and capped, say those of a large vocabulary.
 
     A loss that knows about it reads the factors and never holds the product; `materialise()` gives the product.
+
+    Attributes:
+        scale: what a model multiplies its logits by (one over it, where a model divides).
+        softcap: c in c * tanh(z * scale / c), after scaling; None caps nothing.
     """
 
     hidden: Float[Tensor, "... width"]
     weight: Float[Tensor, "classes width"]
     bias: Float[Tensor, "classes"] | None = None
+    scale: float = 1.0
+    softcap: float | None = None
 
     def materialise(self) -> Float[Tensor, "... classes"]:
-        """The product, shape `[..., classes]`."""
-        return nn.functional.linear(self.hidden, self.weight, self.bias)
+        """The product, scaled and capped, shape `[..., classes]`."""
+        logits = nn.functional.linear(self.hidden, self.weight, self.bias)
+        logits = logits if self.scale == 1 else logits * self.scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     @property
     def shape(self) -> torch.Size:

@@ -14,7 +14,6 @@ from torch.utils._pytree import tree_leaves
 from limbeck import losses
 from limbeck.errors import RecipeError
 from limbeck.losses import linear, token_divergences
-from limbeck.losses.linear import CappedProjection
 from limbeck.losses.linear.engine import Problem
 from limbeck.signals import Projection
 
@@ -302,8 +301,8 @@ def test_compiling_what_surrounds_it_changes_nothing():
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 def test_scaled_and_capped_logits(form, temperature):
     student, teacher = sides()
-    student = CappedProjection(*leaves(student), scale=0.7, softcap=1.5)
-    teacher = CappedProjection(*leaves(teacher), scale=1.3, softcap=3.0)
+    student = Projection(*leaves(student), scale=0.7, softcap=1.5)
+    teacher = Projection(*leaves(teacher), scale=1.3, softcap=3.0)
     torch.testing.assert_close(
         student.materialise(), 1.5 * torch.tanh(0.7 * (student.hidden @ student.weight.T + student.bias) / 1.5)
     )

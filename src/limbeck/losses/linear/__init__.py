@@ -18,7 +18,7 @@ memory above the gradients themselves does not grow with the number of tokens.
   None: heads of equal length are used whole; where they differ, the shorter counts if the longer is just its length
   rounded up to a multiple of 64, 128, ..., 1024 (151936 and 152064), and anything else is refused.
 - `budget`: bytes for the logits of one chunk, all intermediate results included; None takes `BUDGET`.
-- Scaled and soft-capped logits: give a `CappedProjection`. Logits must be finite.
+- Scaled and soft-capped logits: the projection says how. Logits must be finite.
 - Under autocast the products are taken in its dtype, as a linear layer would, and everything after them in fp32.
 
 Errors: `RecipeError` for hidden states of different shapes, heads of different length, a mask, weight or target that does
@@ -38,7 +38,6 @@ from torch import Tensor
 from limbeck.errors import RecipeError
 from limbeck.losses import divergences, token_divergences
 from limbeck.losses.linear import forms
-from limbeck.losses.linear.engine import CappedProjection as CappedProjection
 from limbeck.losses.linear.engine import Form, Fused, Problem, Side
 from limbeck.losses.masking import aligned, finished
 from limbeck.signals import Projection

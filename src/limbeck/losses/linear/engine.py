@@ -22,22 +22,6 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
-class CappedProjection(Projection):
-    """A projection whose logits are scaled and then soft-capped: softcap * tanh(scale * (hidden @ weight.T + bias) / softcap).
-
-    `scale` is what a model multiplies its logits by (one over it, where a model divides); `softcap` None caps nothing.
-    """
-
-    scale: float = 1.0
-    softcap: float | None = None
-
-    def materialise(self) -> Float[Tensor, "... classes"]:
-        """The product, scaled and capped, shape `[..., classes]`."""
-        logits = super().materialise() * self.scale
-        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
-
-
-@dataclass(frozen=True)
 class Side:
     """One head: what turns rows of hidden states into logits in fp32 (fp64 for fp64)."""
 
@@ -51,7 +35,7 @@ class Side:
         """The first `classes` rows of a projection's head, multiplied in `dtype`; a constant for autograd."""
         bias = None if projection.bias is None else projection.bias.detach()[:classes].to(dtype)
         weight = projection.weight.detach()[:classes].to(dtype)
-        return cls(weight, bias, getattr(projection, "scale", 1.0), getattr(projection, "softcap", None))
+        return cls(weight, bias, projection.scale, projection.softcap)
 
     def logits(self, hidden: Float[Tensor, "tokens width"], room: Tensor | None) -> Float[Tensor, "tokens classes"]:
         """A tensor to be overwritten: in `room` where that is given and of the product's dtype, else a new one."""
