@@ -1,157 +1,121 @@
-"""Small real tokenizers, trained on the spot and saved as folders that `AutoTokenizer` opens."""
+"""Small tokenizers of every kind, trained on the spot, as transformers wraps them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import json
+from functools import cache
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 CORPUS = [
-    "The quick brown fox jumps over the lazy dog. What is the answer? The answer is forty-two, I think.",
-    "user: hello there, who are you?\nassistant: I am a small model and I answer questions about the world.",
-    "Der schnelle braune Fuchs springt über den faulen Hund; naïve café, Größe, Straße. ÄÖÜ!",
-    "def answer(question):\n    return {'yes': 1, 'no': 0}[question]\n\nprint(answer('yes'))\n",
-    "0 1 2 3 4 5 6 7 8 9 10 42 100 1,000 3.14 ... !?()[]{}<>/|_ system user assistant INST",
-    "日本語のテキスト и немного текста по-русски 🙂🙃 👩‍👩‍👧 e\u0301 \u1e69",
+    "The quick brown fox jumps over the lazy dog; the dog sleeps, the fox does not.",
+    "Ein süßer Käse für 3,50 €, sagte Jürgen, naïve café, Ærøskøbing, Zürich, façade.",
+    "数学は楽しい。数学は難しい。Москва — столица России. 🙂👩‍👩‍👧 emoji! किताब हिन्दी में है।",
+    "def f(x):\n    return {'a': x ** 2}\n\n\tprint(f(10))  # comment\n",
+    "hello world hello there worldly theories thermal another other mother weather the then them",
+]
+SPECIAL = ["<unk>", "<s>", "</s>"]
+
+
+def wrapped(backend: Tokenizer, **more: str) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", clean_up_tokenization_spaces=False, **more
+    )
+
+
+def _byte_level(size: int, *, space: bool, normalizer=None) -> PreTrainedTokenizerFast:
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.ByteLevel(trim_offsets=True)
+    if normalizer is not None:
+        backend.normalizer = normalizer
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=SPECIAL[1:], initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator(CORPUS, trainer)
+    return wrapped(backend)
+
+
+def _metaspace(scheme: str) -> PreTrainedTokenizerFast:
+    """As Llama's: BPE over ▁ with the bytes as tokens of the vocabulary, none of them special."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    backend.train_from_iterator(CORPUS[:1] + CORPUS[3:], trainers.BpeTrainer(vocab_size=160, show_progress=False))
+    model = json.loads(backend.to_str())["model"]
+    names = SPECIAL + [f"<0x{byte:02X}>" for byte in range(256)] + sorted(model["vocab"], key=model["vocab"].get)
+    merges = [tuple(merge) for merge in model["merges"]]
+    vocabulary = {name: number for number, name in enumerate(names)}
+    backend = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    backend.add_special_tokens(SPECIAL)
+    return wrapped(backend, unk_token="<unk>")
+
+
+def _unigram(*, normalizer=None) -> PreTrainedTokenizerFast:
+    backend = Tokenizer(models.Unigram())
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    backend.decoder = decoders.Metaspace(prepend_scheme="always")
+    if normalizer is not None:
+        backend.normalizer = normalizer
+    trainer = trainers.UnigramTrainer(vocab_size=220, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False)
+    backend.train_from_iterator(CORPUS, trainer)
+    return wrapped(backend, unk_token="<unk>")
+
+
+def _wordpiece() -> PreTrainedTokenizerFast:
+    backend = Tokenizer(models.WordPiece(unk_token="<unk>"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(vocab_size=260, special_tokens=SPECIAL, show_progress=False)
+    backend.train_from_iterator(CORPUS, trainer)
+    return wrapped(backend, unk_token="<unk>")
+
+
+def _suffix() -> PreTrainedTokenizerFast:
+    """As the first GPT's: words, whose last piece is marked."""
+    backend = Tokenizer(models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.decoder = decoders.BPEDecoder(suffix="</w>")
+    trainer = trainers.BpeTrainer(
+        vocab_size=260, special_tokens=SPECIAL, end_of_word_suffix="</w>", show_progress=False
+    )
+    backend.train_from_iterator(CORPUS, trainer)
+    return wrapped(backend, unk_token="<unk>")
+
+
+MAKERS = {
+    "bytes": lambda: _byte_level(258, space=False),
+    "byte-level": lambda: _byte_level(420, space=False),
+    "byte-level, space in front": lambda: _byte_level(340, space=True),
+    "byte-level, NFC": lambda: _byte_level(380, space=False, normalizer=normalizers.NFC()),
+    "metaspace": lambda: _metaspace("always"),
+    "metaspace, no space in front": lambda: _metaspace("never"),
+    "metaspace, space in front of the first": lambda: _metaspace("first"),
+    "unigram": lambda: _unigram(),
+    "unigram, NFKC and lower case": lambda: _unigram(
+        normalizer=normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    ),
+    "wordpiece": _wordpiece,
+    "end of word": _suffix,
+}
+# What they spell is the text's own bytes, whatever the text.
+EXACT = [
+    "bytes",
+    "byte-level",
+    "byte-level, space in front",
+    "metaspace",
+    "metaspace, no space in front",
+    "metaspace, space in front of the first",
 ]
 
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-CHATML_MARKED = (
-    "{% for message in messages %}{% if message['role'] == 'assistant' %}<|im_start|>assistant\n{% generation %}"
-    "{{ message['content'] }}<|im_end|>{% endgeneration %}\n{% else %}<|im_start|>{{ message['role'] }}\n"
-    "{{ message['content'] }}<|im_end|>\n{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-LLAMA = (
-    "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
-    "{{ message['content'] | trim }}<|eot_id|>{% endfor %}"
-    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
-)
-MISTRAL = (
-    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}[SYS] {{ message['content'] }} "
-    "[/SYS]{% elif message['role'] == 'user' %}[INST] {{ message['content'] }} [/INST]{% else %} "
-    "{{ message['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
-)
-TEMPLATES = {"chatml": CHATML, "chatml-marked": CHATML_MARKED, "llama": LLAMA, "mistral": MISTRAL}
-SPECIALS = [
-    "<pad>",
-    "<s>",
-    "</s>",
-    "<unk>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-    "<|eot_id|>",
-]
 
-
-def byte_bpe(folder: Path, *, size: int = 400, template: str | None = CHATML, corpus: Sequence[str] = CORPUS) -> Path:
-    """Byte-level BPE as GPT-2, Llama 3 and Qwen have it; any text comes back exactly."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        special_tokens=SPECIALS,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    return _trained(tokenizer, trainer, folder, template, corpus)
-
-
-def bytes_only(folder: Path, *, template: str | None = CHATML) -> Path:
-    """One token per byte (byte-level BPE without a merge)."""
-    return byte_bpe(folder, size=0, template=template)
-
-
-def metaspace_bpe(
-    folder: Path,
-    *,
-    size: int = 400,
-    template: str | None = CHATML,
-    corpus: Sequence[str] = CORPUS,
-    prefix: str = "first",
-) -> Path:
-    """BPE over `▁` with bytes for what it does not know, as SentencePiece gives Llama 2 and Mistral.
-
-    `prefix`: `first`, `always` or `never` put a space before the text.
-    """
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prefix, split=True)
-    tokenizer.decoder = _pieces_of_sentences(prefix)
-    specials = [*SPECIALS, *(f"<0x{byte:02X}>" for byte in range(256))]
-    trainer = trainers.BpeTrainer(
-        vocab_size=size + 256, special_tokens=specials, limit_alphabet=60, show_progress=False
-    )
-    return _trained(tokenizer, trainer, folder, template, corpus, bytes_are_special=False)
-
-
-def unigram(
-    folder: Path,
-    *,
-    size: int = 300,
-    template: str | None = CHATML,
-    corpus: Sequence[str] = CORPUS,
-    prefix: str = "always",
-) -> Path:
-    """A unigram model over `▁`, as T5 and XLM-R have it; unknown characters become `<unk>`."""
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prefix, split=True)
-    tokenizer.decoder = decoders.Metaspace(prepend_scheme=prefix, split=True)
-    trainer = trainers.UnigramTrainer(vocab_size=size, special_tokens=SPECIALS, unk_token="<unk>", show_progress=False)
-    return _trained(tokenizer, trainer, folder, template, corpus)
-
-
-def wordpiece(
-    folder: Path, *, size: int = 400, template: str | None = CHATML, corpus: Sequence[str] = CORPUS, lower: bool = True
-) -> Path:
-    """WordPiece as BERT has it: words are split at spaces and signs, spaces are lost, `##` continues a word."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lower)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=SPECIALS, show_progress=False)
-    return _trained(tokenizer, trainer, folder, template, corpus)
-
-
-KINDS = {"byte_bpe": byte_bpe, "metaspace_bpe": metaspace_bpe, "unigram": unigram, "wordpiece": wordpiece}
-
-
-def _pieces_of_sentences(prefix: str) -> decoders.Decoder:
-    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    return decoders.Sequence([*steps, *([] if prefix == "never" else [decoders.Strip(" ", 1, 0)])])
-
-
-def _trained(
-    tokenizer: Tokenizer,
-    trainer: trainers.Trainer,
-    folder: Path,
-    template: str | None,
-    corpus: Sequence[str],
-    bytes_are_special: bool = True,
-) -> Path:
-    tokenizer.train_from_iterator(corpus, trainer)
-    if not bytes_are_special:
-        tokenizer = _with_ordinary_bytes(tokenizer)
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
-    )
-    if template is not None:
-        wrapped.chat_template = template
-    wrapped.save_pretrained(folder)
-    return Path(folder)
-
-
-def _with_ordinary_bytes(tokenizer: Tokenizer) -> Tokenizer:
-    """A trainer takes byte tokens only as special ones, which the decoder would then not turn into bytes."""
-    import json
-
-    told = json.loads(tokenizer.to_str())
-    told["added_tokens"] = [token for token in told["added_tokens"] if not token["content"].startswith("<0x")]
-    return Tokenizer.from_str(json.dumps(told))
+@cache
+def trained(kind: str) -> PreTrainedTokenizerFast:
+    return MAKERS[kind]()

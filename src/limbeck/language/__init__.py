@@ -1,0 +1,1 @@
+"""Language models: tokens as bytes, texts as batches, rollouts, and the alignment of two tokenizers."""
