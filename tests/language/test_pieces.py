@@ -59,7 +59,8 @@ def test_ends_never_fall_and_no_token_begins_before_the_last_one_ended(kind, tex
     said = trained(kind).backend_tokenizer.encode(text, add_special_tokens=False).offsets  # in characters
     if kind not in EXACT and "byte" not in kind:
         for at, (_, stop) in enumerate(said):
-            assert ends[at] >= len(text[:stop].encode())
+            shared = at + 1 < len(said) and said[at + 1][1] == stop  # several tokens of one character, taken apart
+            assert shared or ends[at] >= len(text[:stop].encode())
             if at + 1 < len(said):
                 assert ends[at] <= len(text[: said[at + 1][0]].encode()) or ends[at] == ends[at + 1]
     if kind == "byte-level" or kind == "bytes":
