@@ -48,8 +48,8 @@ def spans(tokenizer: Any, ids: Sequence[int], text: str) -> Int64[np.ndarray, "t
 
     Offsets count the ORIGINAL text's bytes, whatever the tokenizer makes of it (lower case, NFKC, accents cut off, white
     space thrown away). The bytes from one token's end to the next one's end belong to the latter. White space that was
-    thrown away belongs to the token after it, anything else (a combining mark that was composed or cut off) to the token
-    before it. A token that ends inside a character ends at that byte. Where that cannot be known (a composed character
+    thrown away belongs to the token after it, what was thrown away before any white space (a combining mark that was
+    composed or cut off) to the token before it. A token that ends inside a character ends at that byte. Where that cannot be known (a composed character
     written as bytes), or where several tokens stand for one character, they all have that character's end: equal ends
     are one thing. -1: the token stands for none of the text (beginning, end, padding). The last tokens may be missing (a
     text that was cut), and special tokens may stand before and after.
@@ -74,12 +74,14 @@ def spans(tokenizer: Any, ids: Sequence[int], text: str) -> Int64[np.ndarray, "t
     ends = None
     if not known.suffixed and getattr(tokenizer, "unk_token_id", None) not in numbers:  # that one does stand for text
         ends = _by_pieces(spelt, data)
+        if ends is None and _REPLACEMENT in data:
+            ends = _by_replacement(spelt, data, whole=True)
         if ends is not None:
             return np.where(silent, -1, ends)
     ends = _by_offsets(known, numbers.tolist(), text, data)
     if ends is not None:
         return ends
-    ends = _by_replacement(spelt, data)
+    ends = _by_replacement(spelt, data, whole=False)
     if ends is None:
         raise RecipeError(
             f"{len(numbers)} token ids and a text of {len(data)} bytes ({text[:40]!r}...) do not belong together: the ids "
@@ -227,7 +229,8 @@ def _by_offsets(known: _Known, ids: list[int], text: str, data: bytes) -> Int64[
     begins, stops = offsets[:, 0], np.maximum.accumulate(offsets[:, 1])
     follows = np.append(begins[1:], len(text))
     for at in np.flatnonzero(follows > stops):  # what no token stands for: marks that were composed or cut off, spaces
-        stops[at] += len(text[stops[at] : follows[at]].rstrip())
+        gap = text[stops[at] : follows[at]]
+        stops[at] += next((length for length, letter in enumerate(gap) if letter.isspace()), len(gap))
     for at in np.flatnonzero(follows < stops)[::-1]:  # the next token stands for the rest of this one's last character
         stops[at] = stops[at + 1]
     points = np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype=np.uint32)
@@ -269,13 +272,13 @@ def _replace(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error("limbeck.replace", _replace)
 
 
-def _by_replacement(spelt: list[bytes], data: bytes) -> Int64[np.ndarray, "tokens"] | None:
-    """Ends where the pieces, joined and decoded with U+FFFD for what is no UTF-8, are the text or its beginning."""
+def _by_replacement(spelt: list[bytes], data: bytes, *, whole: bool) -> Int64[np.ndarray, "tokens"] | None:
+    """Ends where the pieces, joined and decoded with U+FFFD for what is no UTF-8, are the text (or begin it)."""
     joined = b"".join(spelt)
     _replacing.found = []
     decoded = joined.decode("utf-8", errors="limbeck.replace").encode()
-    shift = 0 if data.startswith(decoded) else 1
-    if not (data.startswith(decoded) or (decoded.startswith(b" ") and data.startswith(decoded[1:]))):
+    shift = next((n for n in (0, 1) if data.startswith(decoded[n:]) and decoded[:n] == b" " * n), None)
+    if shift is None or (whole and len(decoded) - shift != len(data)):
         return None
     place = np.ones(len(joined), dtype=np.int64)
     for start, end in _replacing.found:  # all of what was replaced has one end
