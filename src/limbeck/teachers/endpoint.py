@@ -1,0 +1,421 @@
+"""A teacher behind an OpenAI-compatible server: asked over the network, every paid answer kept, nothing asked twice."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import string
+from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from limbeck.actors import Batch, Replace, Teacher
+from limbeck.errors import RecipeError
+from limbeck.language.tokens import Tokens
+from limbeck.signals import Place, Signals
+from limbeck.sketches import Sketch
+from limbeck.sources import Source
+from limbeck.teachers import naming
+from limbeck.teachers.asking import EndpointError, Price, Server
+from limbeck.teachers.journal import NAME, Journal, key_of
+from limbeck.views import View
+
+__all__ = ["Endpoint", "EndpointError", "Price"]
+
+
+class Endpoint(Teacher):
+    """A model behind an OpenAI-compatible server, which gives `logits`.
+
+    Without `prompt` it is a causal language model that is shown token ids, and `logits` is a `Sketch` [B, L, classes]: at
+    position t the `top_logprobs` most probable tokens t+1 with their log-probabilities at temperature 1, and the mass of
+    all others. Servers report them as `prompt_logprobs` (vLLM) or with `echo` and `logprobs`; which, the first question
+    finds out. With `prompt` it is a model that answers in words, one of `labels`, and `logits` is [B, labels]: the
+    label's is log(certainty), that of the others log((1 - certainty) / (labels - 1)), at least -100.
+
+    Every answer is written to the journal before it is used and is never paid for again, in this run or another with the
+    same journal. The cost is counted in `spent`.
+
+    Args:
+        endpoint: the server's address, `http://host:8000/v1`. The key, where it wants one, is in OPENAI_API_KEY.
+        model: the name under which it serves the model.
+        prompt: for answers in words: a template with the columns it shows, `"Which intent has: {text}? One of {labels}."`
+        view: the columns: of token ids and mask (default `teacher_input_ids` and `teacher_attention_mask` where the data
+            have them, else `input_ids` and `attention_mask`), or those that the prompt names.
+        labels: the names of the classes; needed with `prompt`.
+        price: US dollars per million tokens: `{input: 0.15, output: 0.6}`, or one number for both.
+        top_logprobs: how many log-probabilities per token.
+        classes: how many tokens the model's head has; else as many as the tokenizer has.
+        tokenizer: the model's, as a path or an object; needed where the server reports tokens as texts.
+        certainty: the probability of the label that was said, in (1 / labels, 1].
+        unknown: what to do with an answer that names no label, or several: `refuse`, or take all labels as equally likely.
+        concurrency: how many questions are under way at once.
+        timeout, tries: seconds for one answer; how often one question is asked in all before the run stops.
+        journal: the file of answers; default `answers.jsonl`, which a run keeps beside its folder.
+
+    Raises:
+        RecipeError: options that do not fit together.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        model: str,
+        *,
+        prompt: str | None = None,
+        view: Any = None,
+        labels: Iterable[str] | None = None,
+        label_map: str | Mapping[str, str] = "name",
+        price: Price | float | Mapping[str, float] | None = None,
+        top_logprobs: int = 20,
+        classes: int | None = None,
+        tokenizer: Any = None,
+        certainty: float = 1.0,
+        unknown: Literal["refuse", "uniform"] = "refuse",
+        concurrency: int = 8,
+        timeout: float = 120.0,
+        tries: int = 6,
+        journal: str | Path | None = None,
+    ):
+        self._given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        self.labels = list(map(str, labels)) if labels is not None else None
+        self.prompt, self.price, self.top, self.unknown = prompt, Price.of(price), top_logprobs, unknown
+        self.concurrency, self.certainty, self.label_map = concurrency, certainty, label_map
+        self._check(prompt, certainty)
+        self._classes = classes
+        self._ids: dict[str, int | None] | None = None
+        self.server = Server(endpoint, model, timeout, tries, self._id if tokenizer is not None else None)
+        self.model = type(model, (_Far,), {})()  # figures and reports name a teacher by its network's class
+        self.source = _Answering(self.model, {"endpoint": endpoint, "model": model}, None)
+        named = isinstance(tokenizer, (str, Path))
+        self.source.tokenizer = str(tokenizer) if named else None
+        self._tokenizer = (
+            None if named or tokenizer is None else tokenizer if isinstance(tokenizer, Tokens) else Tokens(tokenizer)
+        )
+        self.view = None if view is None else View.of(view)
+        self.paths: dict[str, str] = {}
+        self.places: dict[str, Place] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.may_stop_early = True
+        self.allowed: Callable[[], None] = lambda: None
+        self._run = ""
+        self._journal: Journal | None = Journal(journal) if journal is not None else None
+
+    def __repr__(self) -> str:
+        return f"Endpoint({self.server.endpoint!r}, {self.server.model!r})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Endpoint:
+        return self  # it learns nothing
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (self._given | {"journal": self._journal.path if self._journal else None},)
+
+    @property
+    def mode(self) -> Literal["frozen", "through"]:  # type: ignore[override]
+        """`frozen`: nothing goes through it."""
+        return "frozen"
+
+    @mode.setter
+    def mode(self, value: str) -> None:
+        if value == "through":
+            raise RecipeError(
+                "this method works inside the teacher (features are replaced, or gradients go through it), and an endpoint gives answers only. "
+                "Use a method that reads them (kd), or the model itself: teacher=PATH"
+            )
+
+    @property
+    def learning(self) -> bool:  # type: ignore[override]
+        """Never."""
+        return False
+
+    @learning.setter
+    def learning(self, value: bool) -> None:
+        if value:
+            raise RecipeError(
+                "this method trains the teacher, and an endpoint cannot be trained. Use the model itself."
+            )
+
+    @property
+    def journal(self) -> Journal:
+        """Where the answers are."""
+        if self._journal is None:
+            self._journal = Journal(NAME)
+        return self._journal
+
+    @property
+    def spent(self) -> float:
+        """US dollars that this run has paid, also before it was stopped and resumed."""
+        return self.journal.usd.get(self._run, 0.0)
+
+    @property
+    def classes(self) -> int:
+        """How many classes `logits` has."""
+        if self.prompt is not None:
+            assert self.labels is not None
+            return len(self.labels)
+        if self._classes is not None:
+            return self._classes
+        if self.tokenizer is None:
+            raise RecipeError(
+                f"{self.server.endpoint} does not say how many tokens {self.server.model} knows: teacher.classes=152064, or its tokenizer, teacher.tokenizer=PATH"
+            )
+        return self.tokenizer.size
+
+    def keep_in(self, folder: Path) -> None:
+        """Keep the answers beside this run's folder, for all runs there, and link them into it as `answers.jsonl`.
+
+        A run that was moved brings the answers in its folder along. Nothing is done where a journal was named.
+        """
+        self._run = str(folder.resolve())
+        if self._given["journal"] is not None:
+            return
+        mark = hashlib.sha256(self.server.endpoint.encode()).hexdigest()[:8]
+        name = "".join(c if c.isalnum() or c in "-." else "-" for c in self.server.model)
+        shared, own = folder.resolve().parent / f"answers-{name}-{mark}.jsonl", folder / NAME
+        folder.mkdir(parents=True, exist_ok=True)
+        shared.touch()
+        self._journal = Journal(shared)
+        if own.exists() and not own.samefile(shared):
+            self._journal.absorb(own)
+            own.unlink()
+        if not own.exists():
+            own.hardlink_to(shared)
+
+    def __call__(
+        self,
+        batch: Batch,
+        *,
+        replace: Replace | None = None,
+        until: str | None = None,
+        reads: Collection[str] | None = None,
+    ) -> Signals:
+        """What the model says of these samples: `logits`. What was not asked before is asked now, several at once.
+
+        Raises:
+            EndpointError: the server does not answer, or not what was asked; answers that came are kept.
+            RecipeError: another signal, or something to be done inside the teacher.
+        """
+        if replace or until is not None:
+            what = f"replaces '{next(iter(replace))}'" if replace else f"stops at '{until}'"
+            raise RecipeError(
+                f"the method {what} inside the teacher, and an endpoint gives answers only. Use the model itself."
+            )
+        for name in reads or ():
+            if name != "logits":
+                raise RecipeError(self.lacks(name))
+        if self.view is None:
+            self.look_at(batch)
+        return Signals(logits=self._sketch(batch) if self.prompt is None else self._said(batch))
+
+    def tap(self, name: str, path: str) -> NoReturn:
+        """There is no network to listen to."""
+        raise RecipeError(f"{path}: {self.lacks(name)}")
+
+    def listen_again(self) -> None:
+        """Nothing to do."""
+
+    def look_at(self, columns: Iterable[str]) -> View:
+        """The columns that are sent, where none were named."""
+        if self.view is None and self.prompt is not None:
+            self.view = View(*(name for name in _fields(self.prompt) if name != "labels"))
+        if self.view is None:
+            own = "teacher_" if "teacher_input_ids" in set(columns) else ""
+            self.view = View(f"{own}input_ids", f"{own}attention_mask")
+        return self.view
+
+    def probe(self, batch: Batch) -> Mapping[str, tuple[int, ...]]:
+        """The shape of the logits; nothing is asked."""
+        if self.prompt is not None:
+            self.shapes = {"logits": (self.classes,)}
+        else:
+            self.shapes = {"logits": (*self._tokens_of(batch)[0].shape[1:], self.classes)}
+        return self.shapes
+
+    def shown(self, batch: Batch) -> NoReturn:
+        """Nothing is shown to a network here."""
+        raise RecipeError(
+            f"{self.server.endpoint} is asked over the network; there is no network here to be shown anything."
+        )
+
+    def lacks(self, name: str) -> str:
+        """The sentence for somebody who reads another signal."""
+        return f"an endpoint gives 'logits' and nothing else, no '{name}'. Use the model itself: teacher=PATH"
+
+    def parameters_count(self) -> int:
+        """Not known; 0."""
+        return 0
+
+    def bytes_count(self) -> int:
+        """Not known; 0."""
+        return 0
+
+    def fingerprint(self) -> str:
+        """Of what is asked of whom; its weights are not known."""
+        return key_of(model=self.server.model, prompt=self.prompt, labels=self.labels, top_logprobs=self.top)[:16]
+
+    def _sketch(self, batch: Batch) -> Sketch:
+        """Each row (of a packed one each document) is a question; positions behind its end stand for nothing known."""
+        ids, mask = self._tokens_of(batch)
+        segment = batch.get("segment")
+        spans = list(_spans(mask if segment is None or self._own_columns else segment + 1))
+        texts = [ids[row, start:end].tolist() for row, start, end in spans]
+        asked = [
+            {"model": self.server.model, "ids": text, "top_logprobs": min(self.top, self.classes)} for text in texts
+        ]
+        answers = self._ask(asked, lambda q: self.server.continuations(q["ids"], q["top_logprobs"]))
+        wide = max((len(known) for answer in answers for known in answer["ids"]), default=1)
+        known = torch.zeros(*ids.shape, wide, dtype=torch.int64)
+        log_probs = torch.full((*ids.shape, wide), -torch.inf, dtype=torch.float64)
+        for (row, start, end), answer in zip(spans, answers):
+            known[row, start:end] = _padded(answer["ids"], wide, 0)
+            log_probs[row, start:end] = _padded(answer["log_probs"], wide, -math.inf)
+        if int(known.max()) >= self.classes:
+            raise RecipeError(
+                f"{self.server.model} knows a token {int(known.max())}, and teacher.classes (or the tokenizer) says that there are {self.classes}."
+            )
+        whole = (log_probs > -torch.inf).sum(-1) == self.classes
+        rest = torch.log1p(-log_probs.exp().sum(-1).clamp(max=1)).masked_fill(whole, -torch.inf)
+        place = batch_device(batch)
+        return Sketch(known.to(place), log_probs.float().to(place), rest.float().to(place), self.classes)
+
+    def _said(self, batch: Batch) -> Float[Tensor, "batch labels"]:
+        """One label per sample, as logits."""
+        assert self.prompt is not None
+        assert self.labels is not None
+        columns = {name: batch[name] for name in self.look_at(batch).columns}
+        rows = len(next(iter(columns.values())))
+        filled = [
+            self.prompt.format(
+                labels=", ".join(self.labels), **{name: _plain(values[i]) for name, values in columns.items()}
+            )
+            for i in range(rows)
+        ]
+        asked = [{"model": self.server.model, "prompt": text} for text in filled]
+        answers = self._ask(asked, lambda q: self.server.words([{"role": "user", "content": q["prompt"]}]))
+        found = [naming.label_in(answer["text"], self.labels) for answer in answers]
+        lost = [answer["text"] for answer, label in zip(answers, found) if label is None]
+        if lost and self.unknown == "refuse":
+            raise EndpointError(
+                f"{len(lost)} of {rows} answers of {self.server.model} name none of the {len(self.labels)} labels, or several, for example {lost[0][:80]!r}. "
+                "Ask more clearly (teacher.prompt), or take them as knowing nothing: teacher.unknown=uniform"
+            )
+        logits = naming.logits(found, len(self.labels), self.certainty)
+        return logits.to(batch_device(batch))
+
+    def _ask(
+        self, questions: list[dict[str, Any]], ask: Callable[[dict[str, Any]], dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Answers from the journal, or from the server and then in the journal; what is asked twice here is asked once.
+
+        When one fails, those under way are waited for (they are paid) and no further one is begun.
+        """
+        journal, keys = self.journal, [key_of(**question) for question in questions]
+        found = {key: journal.get(key) for key in dict.fromkeys(keys)}
+        new = {key: question for key, question in zip(keys, questions) if found[key] is None}
+        if new:
+            self.allowed()
+
+            def pay(key: str) -> None:
+                answer = ask(new[key])
+                usd = self.price.usd(tuple(answer["usage"]))
+                found[key] = {"key": key, "model": self.server.model, "run": self._run, "usd": usd, **answer}
+                journal.add(found[key])  # type: ignore[arg-type]
+
+            with ThreadPoolExecutor(self.concurrency) as pool:
+                running = [pool.submit(pay, key) for key in new]
+                try:
+                    wait(running, return_when="FIRST_EXCEPTION")
+                finally:
+                    for one in running:
+                        one.cancel()
+            for one in running:
+                if not one.cancelled():
+                    one.result()
+        return [found[key] for key in keys]  # type: ignore[misc]
+
+    def _tokens_of(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        args, named = self.look_at(batch)(batch)
+        ids, *rest = [*args, *named.values()]
+        return ids.cpu(), rest[0].cpu() if rest else torch.ones_like(ids, device="cpu")
+
+    @property
+    def _own_columns(self) -> bool:
+        assert self.view is not None
+        return self.view.columns[0].startswith("teacher_")
+
+    def _id(self, text: str) -> int | None:
+        """The id of a token that a server reports as this text; None where it could be several."""
+        if self._ids is None:
+            assert self.tokenizer is not None
+            self._ids = naming.ids_by_text(self.tokenizer)
+        return self._ids.get(text)
+
+    def _check(self, prompt: str | None, certainty: float) -> None:
+        if prompt is None:
+            return
+        if not self.labels or len(self.labels) < 2:
+            raise RecipeError(
+                "teacher.prompt asks for one of several labels, and teacher.labels does not name them: teacher.labels=[yes, no]"
+            )
+        if not [name for name in _fields(prompt) if name != "labels"]:
+            raise RecipeError(f"teacher.prompt {prompt!r} shows no column of the data: write one in braces, {{text}}.")
+        if not 1 / len(self.labels) < certainty <= 1:
+            raise RecipeError(
+                f"teacher.certainty={certainty}: needed is more than 1/{len(self.labels)} (knowing nothing) and at most 1."
+            )
+
+
+class _Far(nn.Module):
+    """Stands where a teacher has its network."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """There is none."""
+        raise RecipeError("a teacher behind an endpoint has no network to run here: ask the teacher.")
+
+
+class _Answering(Source):
+    """Where answers come from; the weights are as they are, somewhere else."""
+
+    def describe(self) -> str:
+        """The model and its server."""
+        assert self.spec is not None
+        return f"{self.spec['model']} at {self.spec['endpoint']}"
+
+
+def batch_device(batch: Batch) -> torch.device:
+    """Where the batch's tensors are."""
+    return next((value.device for value in batch.values() if isinstance(value, Tensor)), torch.device("cpu"))
+
+
+def _again(given: dict[str, Any]) -> Endpoint:
+    return Endpoint(**given)
+
+
+def _fields(template: str) -> list[str]:
+    return list(dict.fromkeys(name for _, name, _, _ in string.Formatter().parse(template) if name))
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+
+
+def _spans(mark: Tensor) -> Iterable[tuple[int, int, int]]:
+    """Row, start and end of every run of the same value above zero."""
+    for row, values in enumerate(mark.tolist()):
+        start = 0
+        for value, run in itertools.groupby(values):
+            end = start + len(list(run))
+            if value > 0:
+                yield row, start, end
+            start = end
+
+
+def _padded(rows: list[list[Any]], wide: int, fill: Any) -> Tensor:
+    return torch.tensor(
+        [[*row, *[fill] * (wide - len(row))] for row in rows], dtype=torch.int64 if fill == 0 else torch.float64
+    )
