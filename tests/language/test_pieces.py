@@ -241,3 +241,20 @@ def test_ids_of_another_text_are_refused():
         spans(trained("wordpiece"), encoded("wordpiece", "the dog"), "a fox")
     with pytest.raises(RecipeError, match="the tokenizer has 0 to"):
         spans(trained("bytes"), [100000], "a")
+
+
+@pytest.mark.parametrize("kind", EXACT)
+def test_a_chat_that_was_tokenised_in_parts_is_placed_too(kind):
+    # parts of a text tokenised apart: not the ids that the tokenizer gives for the whole, with special tokens written out
+    tokenizer = trained(kind)
+    parts = ["<s>", "the f", "ox 数", "</s>", "<s>", "hello", "</s>"]
+    ids = [i for part in parts for i in encoded(kind, part)]
+    text = "<s>the fox 数</s><s>hello</s>"
+    if "space in front" in kind or kind == "metaspace":
+        ids = [i for part in parts[:2] + parts[3:] for i in encoded(kind, part)]  # a space of its own inside a word
+        text = "<s>the f</s><s>hello</s>"
+    ends = spans(tokenizer, ids, text)
+    at = [i for i, number in enumerate(ids) if number in specials(tokenizer)]
+    inner = len(text) - len("</s><s>hello</s>") + len(text.encode()) - len(text)
+    assert ends[at].tolist() == [3, inner + 4, inner + 7, len(text.encode())]
+    assert ends[at[1] - 1] == inner

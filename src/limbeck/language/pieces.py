@@ -44,15 +44,16 @@ def specials(tokenizer: Any) -> set[int]:
 
 
 def spans(tokenizer: Any, ids: Sequence[int], text: str) -> Int64[np.ndarray, "tokens"]:
-    """Where in `text.encode()` each of the tokens `ids` of that text ends: one offset in bytes per token, never falling (but for -1).
+    """Where in `text.encode()` each of the tokens `ids` of that text ends: an offset in bytes per token, never falling.
 
     Offsets count the ORIGINAL text's bytes, whatever the tokenizer makes of it (lower case, NFKC, accents cut off, white
     space thrown away). The bytes from one token's end to the next one's end belong to the latter. White space that was
     thrown away belongs to the token after it, what was thrown away before any white space (a combining mark that was
-    composed or cut off) to the token before it. A token that ends inside a character ends at that byte. Where that cannot be known (a composed character
-    written as bytes), or where several tokens stand for one character, they all have that character's end: equal ends
-    are one thing. -1: the token stands for none of the text (beginning, end, padding). The last tokens may be missing (a
-    text that was cut), and special tokens may stand before and after.
+    composed or cut off) to the token before it. A token that ends inside a character ends at that byte. Where that cannot
+    be known (a composed character written as bytes), or where several tokens stand for one character, they all have that
+    character's end: equal ends are one thing. -1: the token stands for none of the text (beginning, end, padding). Special
+    tokens that the text writes out end where they end there; others may stand before and after. The last tokens may be
+    missing (a text that was cut).
 
     The ids need not be those that the tokenizer itself would choose (a model may have sampled them), as long as their
     bytes, joined, are the text's, or become it where bytes that are no UTF-8 are replaced by U+FFFD. Other ids must be
@@ -74,6 +75,8 @@ def spans(tokenizer: Any, ids: Sequence[int], text: str) -> Int64[np.ndarray, "t
     ends = None
     if not known.suffixed and getattr(tokenizer, "unk_token_id", None) not in numbers:  # that one does stand for text
         ends = _by_pieces(spelt, data)
+        if ends is None and silent.any() and (ends := _by_walking(known, numbers.tolist(), data)) is not None:
+            return ends
         if ends is None and _REPLACEMENT in data:
             ends = _by_replacement(spelt, data, whole=True)
         if ends is not None:
@@ -105,6 +108,8 @@ class _Known:
         self.pieces = [b""] * (max(vocabulary.values(), default=-1) + 1)
         for token, number in vocabulary.items():
             self.pieces[number] = spell(token, number)
+
+        self.written = {vocabulary[token]: token.encode() for token in vocabulary if vocabulary[token] in self.specials}
 
     @cached_property
     def encoder(self) -> Any:
@@ -207,6 +212,25 @@ def _by_pieces(spelt: list[bytes], data: bytes) -> Int64[np.ndarray, "tokens"] |
         return None
     ends = np.cumsum([len(piece) for piece in spelt], dtype=np.int64)
     return np.maximum(ends - (len(joined) - len(data)), 0)
+
+
+def _by_walking(known: _Known, ids: list[int], data: bytes) -> Int64[np.ndarray, "tokens"] | None:
+    """Ends where special tokens are written out in the text; after one a piece may have a space of its own."""
+    place, fresh, ends = 0, True, []
+    for number in ids:
+        piece = known.pieces[number]
+        special = number in known.specials and not piece
+        piece = known.written[number] if special else piece
+        if special and not data.startswith(piece, place):
+            ends.append(-1)
+            continue
+        if not data.startswith(piece, place) and fresh and piece.startswith(b" "):
+            piece = piece[1:]
+        if not data.startswith(piece, place):
+            return None
+        place, fresh = place + len(piece), special
+        ends.append(place)
+    return np.array(ends, dtype=np.int64) if place == len(data) else None
 
 
 def _by_offsets(known: _Known, ids: list[int], text: str, data: bytes) -> Int64[np.ndarray, "tokens"] | None:
