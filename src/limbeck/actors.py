@@ -24,6 +24,7 @@ from limbeck.views import View
 
 if TYPE_CHECKING:
     from limbeck.data.tensors import Data
+    from limbeck.language.tokens import Tokens
 
 Batch = Mapping[str, Any]
 
@@ -41,6 +42,7 @@ class Actor:
         labels: the names of the classes in the order of the logits.
         args: arguments for the model's constructor, when `model` names a class.
         dtype: `fp32`, `bf16`, `fp16` or a torch dtype, for the model's parameters.
+        tokenizer: the folder (or hub name) of its tokenizer, where that is not beside the model.
     """
 
     whose = "model"
@@ -56,8 +58,10 @@ class Actor:
         labels: Iterable[str] | None = None,
         args: Mapping[str, Any] | None = None,
         dtype: str | torch.dtype | None = None,
+        tokenizer: str | Path | None = None,
     ):
         loaded: Source = load_model(model, args=args, weights=weights, whose=self.whose)
+        loaded.tokenizer = str(tokenizer) if tokenizer is not None else loaded.tokenizer
         self.source = loaded
         self.model = loaded.model
         self.view: View | None = View.of(view if view is not None else loaded.view) if (view or loaded.view) else None
@@ -72,6 +76,7 @@ class Actor:
         self.may_stop_early = True
         self._calls: Counter[str] = Counter()
         self._recorder = Recorder()
+        self._tokenizer: Tokens | None = None
         self._handles: dict[str, RemovableHandle] = {}
         self._modules: list[nn.Module] | None = None
         for name, path in (taps or loaded.taps or {}).items():
@@ -138,6 +143,8 @@ class Actor:
         if until is not None and until not in self.places:
             raise RecipeError(f"{self.whose} has no tap '{until}' to stop at. {nearest(until, self.places)}")
         args, kwargs = self.shown(batch)
+        if self.source.head is not None:
+            kwargs = {**kwargs, **self.source.head.keywords}
         visit = Visit(replace or {}, self._stop_after(wanted))
         self._recorder.visits.append(visit)
         output, finished = None, True
@@ -185,13 +192,16 @@ class Actor:
             RecipeError: no parameter has the name of a column, or the given view names a column that is not there.
         """
         names = [c for c in columns if c not in ("id", "view_seed", "ghost")]
+        mine = self._mine(names)
         if self.view is None and self.source.view_for is not None:
-            proposed = self.source.view_for(columns)  # what the model's own files say of its input
-            self.view = None if proposed is None else View.of(proposed)
+            proposed = self.source.view_for(
+                [*mine, *names] if mine else columns
+            )  # what the model's own files say of its input
+            self.view = None if proposed is None else View.of(_renamed(proposed, mine))
         if self.view is None:
             parameters = inspect.signature(self.model.forward).parameters.values()
             named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-            found = {p.name: p.name for p in named if p.name in names}
+            found = {p.name: mine.get(p.name, p.name) for p in named if p.name in mine or p.name in names}
             missing = [p.name for p in named if p.default is p.empty and p.name not in found]
             if not found or missing:
                 raise RecipeError(
@@ -201,6 +211,23 @@ class Actor:
                 )
             self.view = View(**found)  # type: ignore[arg-type]
         return self.view
+
+    def own(self, batch: Batch) -> Batch:
+        """The batch as this model means it: its own columns (`teacher_target`, say) under their plain names too."""
+        return {**batch, **{name: batch[column] for name, column in self._mine(batch).items()}}
+
+    def _mine(self, names: Iterable[str]) -> dict[str, str]:
+        """Columns that are this model's own, such as the tokens of its own tokenizer: plain name to column."""
+        return {name.removeprefix(f"{self.whose}_"): name for name in names if name.startswith(f"{self.whose}_")}
+
+    @property
+    def tokenizer(self) -> Tokens | None:
+        """How this model writes texts as numbers; None where no tokenizer was found beside it."""
+        if self._tokenizer is None and self.source.tokenizer is not None:
+            from limbeck.language.tokens import Tokens
+
+            self._tokenizer = Tokens.load(self.source.tokenizer)
+        return self._tokenizer
 
     def probe(self, batch: Batch) -> Mapping[str, tuple[int, ...]]:
         """Run once without a graph, in eval mode, to learn every signal's shape (without the batch dimension).
@@ -276,6 +303,8 @@ class Actor:
                 named = Signals()
             for name, value in named.items():
                 signals.setdefault(name, value)
+        if self.source.head is not None:
+            signals["logits"] = self.source.head.of(self.model, signals[self.source.head.hidden])
         return signals
 
     def _manner(self) -> AbstractContextManager[Any]:
@@ -283,9 +312,22 @@ class Actor:
 
 
 class Student(Actor):
-    """The network that learns, with its view and its taps."""
+    """The network that learns, with its view and its taps.
+
+    `layers` keeps so many blocks of a network of transformers (evenly spread), or those of these numbers, with their
+    weights: see `limbeck.models.shrink`. Taps are those of the smaller network.
+    """
 
     whose = "student"
+
+    def __init__(self, model: nn.Module | str | Path, *, layers: int | Collection[int] | None = None, **keys: Any):
+        super().__init__(model, **keys)
+        self.layers = layers if layers is None or isinstance(layers, int) else list(layers)
+        if self.layers is not None:
+            from limbeck.models.shrink import shrink
+
+            self.model = self.source.model = shrink(self.model, layers=self.layers)
+            self.listen_again()
 
 
 class Teacher(Actor):
@@ -318,8 +360,11 @@ class Teacher(Actor):
         label_map: str | Mapping[str, str] = "name",
         args: Mapping[str, Any] | None = None,
         dtype: str | torch.dtype | None = None,
+        tokenizer: str | Path | None = None,
     ):
-        super().__init__(model, view=view, taps=taps, weights=weights, labels=labels, args=args, dtype=dtype)
+        super().__init__(
+            model, view=view, taps=taps, weights=weights, labels=labels, args=args, dtype=dtype, tokenizer=tokenizer
+        )
         self.label_map = label_map
         self.mode: Literal["frozen", "through"] = "frozen"
         self.learning = False
@@ -370,3 +415,12 @@ class _TeachersManner:
             self.grad.__exit__(*problem)
         for module, mode in self.modes:
             module.training = mode
+
+
+def _renamed(view: Any, columns: Mapping[str, str]) -> Any:
+    """A proposed view with a model's own columns in the places of their plain names."""
+    if not columns or not isinstance(view, Mapping):
+        return view
+    named = {name: columns.get(column, column) for name, column in view.get("named", {}).items()}
+    changed = [{**t, "key": columns.get(t["key"], t["key"])} if "key" in t else t for t in view.get("transforms", ())]
+    return {**view, "named": named} | ({"transforms": changed} if changed else {})

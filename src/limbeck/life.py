@@ -33,7 +33,7 @@ from limbeck.methods.supervised import Supervised
 from limbeck.recipe import Recipe
 from limbeck.shipping import of_run
 from limbeck.shipping import student as shipped
-from limbeck.tasks import Task
+from limbeck.tasks import LANGUAGE, Task
 from limbeck.writing import write, write_json
 
 
@@ -379,8 +379,9 @@ class Life:
             notices=self.notices,
         )
         result["require"] = requirements.check(self.recipe.require, result)
-        results.save_predictions(self.folder / "predictions.safetensors", own, top, base)
-        results.save_samples(self.folder / "samples.safetensors", data.splits[split], own, top or base)
+        results.save_predictions(self.folder / "predictions.safetensors", task, own, top, base)
+        if task.name not in LANGUAGE:
+            results.save_samples(self.folder / "samples.safetensors", data.splits[split], own, top or base)
         if self.findings:
             write_json(self.folder / "findings.json", self.findings)
         shipped.card(self.folder / "student", result)

@@ -24,7 +24,7 @@ Batch = dict[str, Any]
 class Card:
     """What a person wants to know of a method before using it.
 
-    `listed` is false for the inner stages of a procedure. `needs` names the teacher's signals it reads; `teacher_mode` is `frozen`, `through`, or `none` (no teacher needed).
+    `listed` is false for the inner stages of a procedure. `across_tokenizers`: teacher and student may split text differently. `needs` names the teacher's signals it reads; `teacher_mode` is `frozen`, `through`, or `none` (no teacher needed).
     """
 
     name: str
@@ -36,6 +36,7 @@ class Card:
     cost: str = ""
     evidence: str = ""
     listed: bool = True
+    across_tokenizers: bool = False
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ class Transfer(Method):
 
     weight: Scalar = 1.0
     task_weight: Scalar = 1.0
-    mask: str | None = None
+    mask: str | None = None  # None: what counts of the task (the answers, of a language task)
 
     def objective(self) -> Objective:
         """The terms. Default: none (the student learns the task alone)."""
@@ -177,9 +178,10 @@ class Transfer(Method):
 
     def setup(self) -> None:
         self.terms = self.objective()
+        mask = self.mask or (self.task.mask if self.task is not None else None)
         for term in self.terms.terms:
-            if self.mask is not None and term.mask is None and term.student_reads == "logits":
-                term.mask = self.mask
+            if mask is not None and term.mask is None and term.student_reads == "logits":
+                term.mask = mask
         target = self.task.target if self.task else "label"
         self.notices += self.terms.settle(self.student, self.teacher, target)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from limbeck import bridges, labels, losses
 from limbeck.actors import Student, Teacher
 from limbeck.errors import RecipeError, nearest
+from limbeck.losses import linear
 from limbeck.losses.masking import aligned
 from limbeck.schedules import Schedule, to_schedule
 from limbeck.signals import Projection, Signals
@@ -206,6 +207,7 @@ class Objective(nn.Module):
         self.bridges = nn.ModuleDict()
         self.target = "label"
         self.match: labels.LabelMatch | None = None
+        self.classes: int | None = None  # where both heads are padded, and not to the same length
         names = [term.name for term in terms]
         for i, term in enumerate(terms):
             if names.count(term.name) > 1:
@@ -262,6 +264,8 @@ class Objective(nn.Module):
                         f"{actor.whose}.labels names {len(actor.labels or ())} classes, its logits have {width}."
                     )
             self.match = labels.match(student.labels, teacher.labels, teacher.label_map)
+        elif len(ours) == len(theirs) == 2:  # tokens
+            self.classes = _shared_classes(student, teacher, ours[-1], theirs[-1])
         elif _classes(ours) != _classes(theirs):
             raise RecipeError(
                 f"student logits have {_classes(ours)} classes, teacher logits {_classes(theirs)}. Give both their names (teacher.labels, "
@@ -273,6 +277,9 @@ class Objective(nn.Module):
         loss = Loss()
         for term in self.terms:
             ours, theirs = student[term.student_reads], teacher[term.teacher_reads]
+            if (fused := self._fused(term, ours, theirs)) is not None:
+                loss = loss + term.weight(progress) * self._compare(term, ours, theirs, batch, progress, fused)
+                continue
             ours, theirs = (s.materialise() if isinstance(s, Projection) else s for s in (ours, theirs))
             own = batch
             if self.match is not None and term.student_reads == term.teacher_reads == "logits":
@@ -280,14 +287,40 @@ class Objective(nn.Module):
                 if term.wants_target:
                     own = {**batch, self.target: self.match.of_target(batch[self.target], ours.shape[dim])}
                 ours, theirs = self.match.of_student(ours, dim), self.match.of_teacher(theirs, dim)
+            if self.classes is not None and term.student_reads == term.teacher_reads == "logits":
+                ours, theirs = ours[..., : self.classes], theirs[..., : self.classes]
             if _key(term) in self.bridges:
                 ours = self.bridges[_key(term)](ours)
             loss = loss + term.weight(progress) * self._compare(term, ours, theirs, own, progress)
         return loss
 
-    def _compare(self, term: Term, ours: Tensor, theirs: Tensor, batch: Mapping[str, Any], progress: Any) -> Loss:
+    def _fused(self, term: Term, ours: Any, theirs: Any) -> Callable[..., Tensor] | None:
+        """The form of a term's loss that reads hidden states and heads, where nothing stands between it and both.
+
+        A teacher that learns as well needs its own gradient, which that form does not give.
+        """
+        if not (isinstance(ours, Projection) and isinstance(theirs, Projection)) or term.scope == "batch":
+            return None
+        if self.match is not None or _key(term) in self.bridges or term.options.get("dim", -1) != -1:
+            return None
+        if torch.is_grad_enabled() and theirs.hidden.requires_grad:
+            return None
+        return linear.fused(term.function)
+
+    def _compare(
+        self,
+        term: Term,
+        ours: Any,
+        theirs: Any,
+        batch: Mapping[str, Any],
+        progress: Any,
+        fused: Callable[..., Tensor] | None = None,
+    ) -> Loss:
         options = dict(term.options)
-        if term.takes_dim and ours.dim() == 4:
+        if fused is not None:
+            options.pop("dim", None)
+            options |= {"classes": self.classes} if self.classes is not None else {}
+        elif term.takes_dim and ours.dim() == 4:
             options["dim"] = 1
         if term.wants_progress:
             options["progress"] = progress
@@ -306,7 +339,7 @@ class Objective(nn.Module):
         mask = counted(batch, term.mask) if term.mask else None
         if term.takes_mask and mask is not None:
             options["mask"] = mask
-        values = term.function(ours, theirs, **options)
+        values = (fused or term.function)(ours, theirs, **options)
         if values.dim() == 0:
             raise RecipeError(one_number(term.name))
         if (
@@ -315,6 +348,26 @@ class Objective(nn.Module):
             fits = mask.dim() < values.dim()
             mask = aligned(mask, values.shape, "mask").expand_as(values) if fits else None
         return Loss.mean(term.name, values, mask)
+
+
+def _shared_classes(student: Student, teacher: Teacher, ours: int, theirs: int) -> int | None:
+    """How many tokens both heads know, where one is padded; tokens are compared at their places, so both must split text alike.
+
+    Raises:
+        RecipeError: they do not; with both sizes, what is shared, and the methods that cross tokenizers.
+    """
+    mine, other = student.tokenizer, teacher.tokenizer
+    if mine is None or other is None or mine.same_as(other):
+        if ours == theirs:
+            return None
+        known = mine.size if mine is not None and other is not None else None
+        return linear.shared_classes(ours, theirs, classes=known)
+    from limbeck.methods import all_methods
+
+    crossing = ", ".join(name for name, method in all_methods().items() if method.card.across_tokenizers)
+    raise RecipeError(
+        f"{mine.difference(other)}. This method compares token by token. Methods that cross tokenizers: {crossing}"
+    )
 
 
 def _classes(shape: tuple[int, ...]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ import torch
 from limbeck import __version__
 from limbeck.evaluation import intervals, retention
 from limbeck.evaluation.measure import Measured
-from limbeck.tasks import Task
+from limbeck.tasks import LANGUAGE, Task
 
 # Metrics that are means over samples, so that two models can be compared sample by sample.
 _PER_SAMPLE = {
     "accuracy": lambda logits, target: logits.argmax(1).eq(target).double(),
     "mse": lambda values, target: (values.double() - target.double().reshape(values.shape)).square().flatten(1).mean(1),
     "mae": lambda values, target: (values.double() - target.double().reshape(values.shape)).abs().flatten(1).mean(1),
+    # the mean over samples of nats / (mean bytes ln 2) is nats in all / (bytes in all ln 2)
+    "bits_per_byte": lambda sums, size: sums[:, 0].double() / (size.double().mean() * math.log(2)),
 }
 
 
@@ -44,7 +47,7 @@ def result(
     base = without.entry["metric"] if without else None
     difference = None
     if without is not None and task.metric in _PER_SAMPLE:
-        a, b = (_PER_SAMPLE[task.metric](m.logits, m.target) for m in (ours, without))
+        a, b = (_PER_SAMPLE[task.metric](m.outputs, m.target) for m in (ours, without))
         found = intervals.paired_bootstrap(a, b)
         difference = {"what": "student - control", "how": f"paired bootstrap over {split} samples"} | {
             key: getattr(found, key) for key in ("mean", "low", "high", "level")
@@ -65,12 +68,13 @@ def result(
     } | told
 
 
-def save_predictions(path: Path, ours: Measured, theirs: Measured | None, without: Measured | None) -> None:
+def save_predictions(path: Path, task: Task, ours: Measured, theirs: Measured | None, without: Measured | None) -> None:
     """Every answer of student, teacher and control, with targets and row numbers."""
     from safetensors.torch import save_file
 
     named = {"student": ours, "teacher": theirs, "control": without}
-    tensors = {f"{name}.logits": m.logits.contiguous() for name, m in named.items() if m is not None}
+    what = "outputs" if task.name in LANGUAGE else "logits"
+    tensors = {f"{name}.{what}": m.outputs.contiguous() for name, m in named.items() if m is not None}
     save_file(tensors | {"target": ours.target.contiguous(), "id": ours.id.contiguous()}, path)
 
 
@@ -78,9 +82,9 @@ def save_samples(path: Path, split: Any, ours: Measured, other: Measured | None,
     """Some samples on which student and teacher (or control) disagree, spread over the split."""
     from safetensors.torch import save_file
 
-    if other is None or other.logits.shape != ours.logits.shape or ours.logits.dim() != 2:
+    if other is None or other.outputs.shape != ours.outputs.shape or ours.outputs.dim() != 2:
         return
-    apart = (ours.logits.argmax(1) != other.logits.argmax(1)).nonzero().flatten()
+    apart = (ours.outputs.argmax(1) != other.outputs.argmax(1)).nonzero().flatten()
     if not len(apart):
         return
     chosen = apart[torch.linspace(0, len(apart) - 1, min(most, len(apart))).long()]

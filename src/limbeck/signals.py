@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -42,6 +42,27 @@ class Projection:
     def shape(self) -> torch.Size:
         """The shape that the product would have."""
         return torch.Size([*self.hidden.shape[:-1], self.weight.shape[0]])
+
+
+@dataclass(frozen=True)
+class Head:
+    """The last linear layer of a language model, kept apart so that its product with all tokens is never made.
+
+    Attributes:
+        scale, softcap: as in `Projection`.
+        keywords: arguments of the model's forward that keep it from making the product.
+        hidden: the tap on what the layer is given.
+    """
+
+    scale: float = 1.0
+    softcap: float | None = None
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+    hidden: str = "hidden"
+
+    def of(self, model: Any, hidden: Float[Tensor, "... width"]) -> Projection:
+        """The logits for what the layer would be given; the layer is the model's `get_output_embeddings()`."""
+        layer = model.get_output_embeddings()
+        return Projection(hidden, layer.weight, getattr(layer, "bias", None), self.scale, self.softcap)
 
 
 class Signals(dict[str, Any]):

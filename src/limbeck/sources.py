@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import RecipeError, nearest
+from limbeck.signals import Head
 
 STUDENT_FILE = "limbeck.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -29,7 +30,8 @@ class Source:
     `spec` is how to build it again (None for a live object that has no address); `weights` is the file its parameters
     came from (None: they are new, so only a checkpoint can give them back). Where `spec` names the folder of a student,
     `origin` is how the network in it is built. `surgery` is what was done to that network since, in order:
-    `{"by": "module:function", "structure": {...}}`.
+    `{"by": "module:function", "structure": {...}}`. `head` is that of a language model, `tokenizer` where its
+    tokenizer lies.
     """
 
     model: nn.Module
@@ -41,11 +43,39 @@ class Source:
     origin: dict[str, Any] | None = None
     surgery: list[dict[str, Any]] = field(default_factory=list)
     view_for: Callable[[Iterable[str]], Any] | None = None
+    head: Head | None = None
+    tokenizer: str | None = None
 
     def describe(self) -> str:
         """Where it came from, in a few words."""
         what = self.spec["model"] if self.spec else f"{type(self.model).__name__} given in Python"
         return f"{what}, weights from {self.weights}" if self.weights else f"{what}, weights as constructed"
+
+
+def tokenizer_beside(model: Any) -> str | None:
+    """Where the tokenizer of a model lies: in its folder, in that of a run's student, on the hub; None for other models."""
+    if isinstance(model, nn.Module):
+        model = getattr(getattr(model, "config", None), "_name_or_path", None)
+    if not isinstance(model, (str, Path)):
+        return None
+    for folder in (Path(model) / "student", Path(model)):
+        if any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")):
+            return str(folder)
+    hub = _HUB_NAME.fullmatch(str(model)) and not Path(model).exists() and not Path(model).parent.exists()
+    return str(model) if hub else None
+
+
+def context_of(model: Any) -> int | None:
+    """The most tokens that a model can read, as its configuration says."""
+    config = getattr(model, "config", None)
+    if isinstance(model, (str, Path)):
+        files = (Path(model) / "student" / "config.json", Path(model) / "config.json")
+        file = next((file for file in files if file.exists()), None)
+        facts = json.loads(file.read_text()) if file is not None else {}
+        told = facts.get("text_config", facts)
+        return told.get("max_position_embeddings", told.get("n_positions"))
+    found = getattr(config, "max_position_embeddings", None)
+    return found if isinstance(found, int) else None
 
 
 def import_from(address: str, what: str) -> Any:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from limbeck import losses
 from limbeck.errors import RecipeError, nearest
+from limbeck.losses import linear
+from limbeck.losses.linear.choosing import most_probable
 from limbeck.objectives import Loss
 from limbeck.signals import Projection, Signals
 
@@ -30,6 +32,14 @@ def _multilabel(logits: Values, target: Tensor) -> Values:
     return losses.binary_cross_entropy(logits, target.to(logits.dtype))
 
 
+def _language(logits: Any, target: Tensor) -> Values:
+    """-log softmax(z_t)_y per token; 0 where nothing is to be predicted. A projection is never multiplied out."""
+    if isinstance(logits, Projection):
+        return linear.cross_entropy(logits, target, ignore_index=UNCOUNTED)
+    counts = target != UNCOUNTED
+    return torch.where(counts, losses.cross_entropy(logits, target.where(counts, 0), dim=-1), 0.0)
+
+
 def _regression(values: Values, target: Tensor) -> Values:
     target = target.to(values.dtype)
     return losses.mse(values.reshape(len(values), -1), target.reshape(len(values), -1))
@@ -37,9 +47,11 @@ def _regression(values: Values, target: Tensor) -> Values:
 
 @dataclass(frozen=True)
 class _Kind:
-    loss: Callable[[Tensor, Tensor], Tensor]
+    loss: Callable[[Any, Tensor], Tensor]
     metric: str
     higher_is_better: bool = True
+    target: str = "label"
+    mask: str | None = None  # the column of what counts
 
 
 KINDS = {
@@ -47,17 +59,23 @@ KINDS = {
     "multilabel": _Kind(_multilabel, "f1_macro"),
     "regression": _Kind(_regression, "mse", higher_is_better=False),
     "segmentation": _Kind(_segmentation, "miou"),
+    "chat": _Kind(_language, "bits_per_byte", higher_is_better=False, target="target", mask="answer"),
+    "text": _Kind(_language, "bits_per_byte", higher_is_better=False, target="target", mask="answer"),
 }
-LATER = ("tagging", "detection", "embedding", "retrieval", "chat", "text", "generation")
-LOWER_IS_BETTER = ("mse", "mae", "nll", "brier", "ece", "loss")
+LANGUAGE = ("chat", "text")
+UNCOUNTED = -100
+"""The target of a position from which nothing is to be predicted."""
+LATER = ("tagging", "detection", "embedding", "retrieval", "generation")
+LOWER_IS_BETTER = ("mse", "mae", "nll", "brier", "ece", "loss", "bits_per_byte", "perplexity")
 
 
 class Task:
     """What right means for the data at hand.
 
     Args:
-        name: classification, multilabel, regression or segmentation.
-        target: the column that holds what is right.
+        name: classification, multilabel, regression, segmentation, or for language models chat (messages) or text
+            (plain texts, or prompts with completions).
+        target: the column that holds what is right; None: `label`, of a language task the column of next tokens.
         labels: the names of the classes, in the order of the logits.
         loss: `(logits, target) -> one value per sample` in place of the task's own.
         metric: the figure in which retention is measured, in place of the task's own.
@@ -67,7 +85,7 @@ class Task:
         self,
         name: str,
         *,
-        target: str = "label",
+        target: str | None = None,
         labels: Sequence[str] | None = None,
         loss: Callable[[Tensor, Tensor], Tensor] | None = None,
         metric: str | None = None,
@@ -77,8 +95,9 @@ class Task:
         if name not in KINDS:
             raise RecipeError(f"unknown task '{name}'. {nearest(name, KINDS)}")
         kind = KINDS[name]
-        self.name, self.target = name, target
+        self.name, self.target = name, target or kind.target
         self.labels = list(map(str, labels)) if labels is not None else None
+        self.mask = kind.mask
         self.function = loss or kind.loss
         self.metric = metric or kind.metric
         self.higher_is_better = self.metric not in LOWER_IS_BETTER if metric else kind.higher_is_better
@@ -89,10 +108,13 @@ class Task:
     def loss(self, signals: Signals, batch: Mapping[str, Any]) -> Loss:
         """The loss against what is right, a part called `task`: cross-entropy, or what the task names.
 
-        Entries of an integer target below zero do not count (an ignore index such as -100 or -1).
+        Entries of an integer target below zero do not count (an ignore index such as -100 or -1), of a language task
+        those outside the column `answer`.
         """
         logits, target = self._both(signals, batch)
         values = self.function(logits, target)
+        if self.mask is not None:
+            return Loss.mean("task", values, batch[self.mask])
         ignores = target.dtype == torch.int64 and values.shape == target.shape and self.name == "segmentation"
         return Loss.mean("task", values, target >= 0 if ignores else None)
 
@@ -102,6 +124,21 @@ class Task:
             logits, target = self._both(signals, batch)
             values = self.function(logits, target)
             return values.float().reshape(len(values), -1).mean(1)
+
+    def outputs(self, signals: Signals, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """What the figures of these samples are computed from, one row each, and what they are compared with.
+
+        The logits in fp32 and the target; of a language task [nats, tokens, hits] (the sum of -log p, how many tokens
+        count, how many of them are the most probable one), and how many bytes of text these tokens spell.
+        """
+        if self.name not in LANGUAGE:
+            logits = signals["logits"]
+            logits = logits.materialise() if isinstance(logits, Projection) else logits
+            return logits.float(), batch[self.target]
+        logits, target = self._both(signals, batch)
+        nats, counts = self.function(logits, target).sum(1), batch["answer"].sum(1)
+        hits = (most_probable(logits, batch["answer"]) == target).logical_and(batch["answer"]).sum(1)
+        return torch.stack([nats.float(), counts.float(), hits.float()], 1), batch["answer_bytes"]
 
     def check(self, logits_shape: tuple[int, ...], target: Tensor, whose: str) -> None:
         """Refuse labels that the logits have no class for, before anything is trained.
@@ -125,4 +162,6 @@ class Task:
                 f"the task's target '{self.target}' is not a column of the data. {nearest(self.target, map(str, batch))}"
             )
         logits = signals["logits"]
-        return logits.materialise() if isinstance(logits, Projection) else logits, batch[self.target]
+        if isinstance(logits, Projection) and self.mask is None:
+            logits = logits.materialise()
+        return logits, batch[self.target]

@@ -54,7 +54,7 @@ def test_a_task_of_ones_own_class_is_kept(here: Path):
 
 def test_unknown_tasks_and_metrics_are_refused():
     assert refused(task="classfication").endswith("Did you mean 'classification'?")
-    assert "not there yet" in refused(task="chat")
+    assert "not there yet" in refused(task="generation")
     assert "unknown metric 'acc'" in refused(task={"use": "classification", "metric": "acc"})
     assert refused(task={"taget": "x"}) == "unknown key 'task.taget'. Did you mean 'target'?"
 

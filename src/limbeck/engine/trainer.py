@@ -274,8 +274,8 @@ class Trainer:
         assert self.situation.task is not None
         loss = validate.mean_loss(self.method.selection, self.validation, self.world)
         task = self.situation.task
-        seen = validate.logits_of(self.situation.student, self.validation, self.world, task.target)
-        return loss, quality.primary(task.metric, task.name)(seen["logits"], seen["target"])
+        seen = validate.outputs_of(self.situation.student, self.validation, self.world, task)
+        return loss, quality.primary(task.metric, task.name)(seen["outputs"], seen["target"])
 
     def _rank(self, loss: float, metric: float | None) -> tuple[float, ...]:
         """Smaller is better: by the metric with ties broken by the loss, or by the loss alone, as the method says."""

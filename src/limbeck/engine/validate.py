@@ -12,7 +12,7 @@ from limbeck.actors import Actor
 from limbeck.data.loader import Loader
 from limbeck.engine.processes import World
 from limbeck.objectives import BatchPart, Loss, at_least_one
-from limbeck.signals import Projection
+from limbeck.tasks import Task
 
 Batches = Callable[[], Iterator[dict[str, Any]]]
 
@@ -62,14 +62,12 @@ def mean_loss(function: Callable[[dict[str, Any]], Loss], once: Batches, world: 
 
 
 @torch.no_grad()
-def logits_of(actor: Actor, once: Batches, world: World, target: str | None) -> dict[str, Tensor]:
-    """`logits`, `id` and (with `target`) `target` of every sample, in order of id, on the CPU of every process."""
+def outputs_of(actor: Actor, once: Batches, world: World, task: Task) -> dict[str, Tensor]:
+    """`outputs` and `target` (see `Task.outputs`) and `id` of every sample, in order of id, on the CPU of every process."""
     kept: dict[str, list[Tensor]] = {}
     for batch in once():
-        signals = actor(batch)
-        logits = signals["logits"]
-        logits = logits.materialise() if isinstance(logits, Projection) else logits
-        rows = {"logits": logits.float(), "id": batch["id"]} | ({"target": batch[target]} if target else {})
+        outputs, target = task.outputs(actor(batch), actor.own(batch))
+        rows = {"outputs": outputs, "target": target, "id": batch["id"]}
         for name, value in rows.items():
             kept.setdefault(name, []).append(value[:0] if batch.get("ghost") else value)
     joined = {name: world.gather_rows(torch.cat(values))[0].cpu() for name, values in kept.items()}

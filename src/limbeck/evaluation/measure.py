@@ -12,7 +12,7 @@ from torch import Tensor
 from limbeck import labels
 from limbeck.actors import Actor, Student, Teacher
 from limbeck.engine.processes import World
-from limbeck.engine.validate import Batches, logits_of
+from limbeck.engine.validate import Batches, outputs_of
 from limbeck.errors import RecipeError, nearest
 from limbeck.evaluation import calibration, fidelity, memory, quality, speed
 from limbeck.evaluation.missing import missing
@@ -27,9 +27,9 @@ LATER = ("robustness", "search", "fid", "judge", "clip-score")
 
 @dataclass
 class Measured:
-    """What was measured: logits, targets and row numbers in order, and the entry for `result.json`."""
+    """What was measured: outputs (see `Task.outputs`), targets and row numbers in order, and the entry for `result.json`."""
 
-    logits: Tensor
+    outputs: Tensor
     target: Tensor
     id: Tensor
     entry: dict[str, Any] = field(default_factory=dict)
@@ -66,20 +66,20 @@ def measure(
     options = known_options(options or {}, checks)
     world = world or World()
     refuse_privileged(actor)
-    seen = logits_of(actor, once, world, task.target)
-    measured = Measured(in_order(actor, seen["logits"], task), seen["target"], seen["id"])
-    figures = quality.figures(task.name, measured.logits, measured.target)
+    seen = outputs_of(actor, once, world, task)
+    measured = Measured(in_order(actor, seen["outputs"], task), seen["target"], seen["id"])
+    figures = quality.figures(task.name, measured.outputs, measured.target)
     if task.name == "classification":
-        figures |= calibration.figures(measured.logits, measured.target)
-        if against is not None and against.logits.shape == measured.logits.shape:
-            figures |= fidelity.figures(measured.logits, against.logits)
+        figures |= calibration.figures(measured.outputs, measured.target)
+        if against is not None and against.outputs.shape == measured.outputs.shape:
+            figures |= fidelity.figures(measured.outputs, against.outputs)
     if "missing" in checks and not actor.stored:
         figures |= missing(actor, _view(actor), once, task, world)
     metric = quality.primary(task.metric, task.name)
     measured.entry = {
         "name": _name(actor),
         "view": _view(actor),
-        "metric": metric(measured.logits, measured.target),
+        "metric": metric(measured.outputs, measured.target),
         "parameters": actor.parameters_count(),
         "bytes": actor.bytes_count(),
         "latency_ms": None,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from limbeck.actors import Actor, Teacher
 from limbeck.engine.processes import World
-from limbeck.engine.validate import Batches, logits_of
+from limbeck.engine.validate import Batches, outputs_of
 from limbeck.evaluation import quality
 from limbeck.tasks import Task
 from limbeck.views import View
@@ -38,10 +38,10 @@ def missing(actor: Actor, columns: Sequence[str], once: Batches, task: Task, wor
         try:
             if dropped is not None:
                 actor.view = dropped
-            seen = logits_of(actor, rows, world, task.target)
+            seen = outputs_of(actor, rows, world, task)
         finally:
             actor.view = view
-        found[f"without_{column}"] = metric(seen["logits"], seen["target"])
+        found[f"without_{column}"] = metric(seen["outputs"], seen["target"])
     return found
 
 

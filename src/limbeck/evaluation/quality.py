@@ -158,6 +158,37 @@ def pixel_accuracy(
     return predicted.eq(target).double().mean().item()
 
 
+def bits_per_byte(sums: Float[Tensor, "batch 3"], size: Int[Tensor, "batch"]) -> float:
+    """Nats / (bytes ln 2) over all tokens that count: comparable between tokenizers. nan where nothing counts.
+
+    `sums` and `size` are the outputs of a language task (`Task.outputs`), here and below.
+    """
+    return sums[:, 0].double().sum().item() / (size.sum().item() * math.log(2)) if size.sum() else math.nan
+
+
+def token_nll(sums: Float[Tensor, "batch 3"], size: Int[Tensor, "batch"]) -> float:
+    """Mean of -log p over the tokens that count, in nats: comparable only under one tokenizer."""
+    nats, tokens, _ = sums.double().sum(0).tolist()
+    return nats / tokens if tokens else math.nan
+
+
+def perplexity(sums: Float[Tensor, "batch 3"], size: Int[Tensor, "batch"]) -> float:
+    """exp of the mean of -log p per token."""
+    return math.exp(min(token_nll(sums, size), 700.0))
+
+
+def token_accuracy(sums: Float[Tensor, "batch 3"], size: Int[Tensor, "batch"]) -> float:
+    """Share of the tokens that count which are the most probable one, in [0, 1]."""
+    _, tokens, hits = sums.double().sum(0).tolist()
+    return hits / tokens if tokens else math.nan
+
+
+_LANGUAGE: Mapping[str, Figure] = {
+    "bits_per_byte": bits_per_byte,
+    "nll": token_nll,
+    "perplexity": perplexity,
+    "token_accuracy": token_accuracy,
+}
 FIGURES: Mapping[str, Mapping[str, Figure]] = {
     "classification": {
         "accuracy": accuracy,
@@ -175,8 +206,12 @@ FIGURES: Mapping[str, Mapping[str, Figure]] = {
     },
     "regression": {"mse": mse, "rmse": rmse, "mae": mae, "r2": r2, "pearson": pearson, "spearman": spearman},
     "segmentation": {"miou": miou, "pixel_accuracy": pixel_accuracy},
+    "chat": _LANGUAGE,
+    "text": _LANGUAGE,
 }
-LOWER_IS_BETTER = frozenset({"nll", "mse", "rmse", "mae", "ece", "brier", "kl_to_teacher"})
+LOWER_IS_BETTER = frozenset(
+    {"bits_per_byte", "perplexity", "nll", "mse", "rmse", "mae", "ece", "brier", "kl_to_teacher"}
+)
 
 
 @dataclass(frozen=True)

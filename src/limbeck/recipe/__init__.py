@@ -232,7 +232,14 @@ class Recipe:
         """Load the data; `only`: of files no other split need be there."""
         if self.data is None:
             raise RecipeError("the recipe names no data: data=manifest.csv, or data=av-digits to try it out")
-        return building.data(self.data, only)
+        found = building.data(self.data, only)
+        use = building.language(self.task, found)
+        if use is None:
+            return found
+        if self.task.use is None:
+            self.notices.append(f"task: {use}, as the columns of the data have it")
+            self.task = self.task.model_copy(update={"use": use})
+        return building.read(found, use, self.data, self.student, self.teacher)
 
     def build_task(self, data: Data) -> Task:
         """The task. What the recipe leaves open (kind, target, metric, the method) the data decide; it is written into

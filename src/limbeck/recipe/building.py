@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -14,12 +14,15 @@ from limbeck.data.load import load_data
 from limbeck.data.tensors import Data
 from limbeck.errors import RecipeError, nearest
 from limbeck.recipe.live import Absent
+from limbeck.recipe.networks import MixtureKeys, NetworkKeys, TeacherKeys
 from limbeck.recipe.sections import DataKeys, TaskKeys
 from limbeck.sources import import_from
-from limbeck.tasks import Task
+from limbeck.tasks import LANGUAGE, Task
 
 _LOADED: ContextVar[dict[str, Data] | None] = ContextVar("_LOADED", default=None)
-METHODS = {"classification": "kd", "regression": "limbeck.losses:mse"}
+LONGEST = 2048
+"""The most tokens of a row where the recipe does not say (`data.length`) and the student could read more."""
+METHODS = {"classification": "kd", "regression": "limbeck.losses:mse", "chat": "forward-kl", "text": "forward-kl"}
 
 
 @contextmanager
@@ -70,6 +73,49 @@ def _load(keys: DataKeys, only: str | None) -> Data:
     )
 
 
+def language(keys: TaskKeys, found: Data) -> Literal["chat", "text"] | None:
+    """`chat` or `text` where that is the task, said or seen from the columns; None for all others and for read data."""
+    if "input_ids" in found.columns:
+        return None
+    said = keys.use.name if isinstance(keys.use, Task) else keys.use
+    if said is None and keys.target is None and not found.labels:
+        columns = found.columns.keys() - {"id"}
+        said = "chat" if "messages" in columns else "text" if columns in ({"text"}, {"prompt", "completion"}) else None
+    return "chat" if said == "chat" else "text" if said == "text" else None
+
+
+def read(
+    found: Data,
+    task: Literal["chat", "text"],
+    keys: DataKeys,
+    student: NetworkKeys | None,
+    teacher: TeacherKeys | MixtureKeys | None,
+) -> Data:
+    """The data as tokens: the student's own, and those of a teacher that splits text otherwise.
+
+    Raises:
+        RecipeError: nobody knows a tokenizer, or the rows hold no text.
+    """
+    from limbeck.language.reading import read as as_tokens
+
+    members = teacher.members.values() if isinstance(teacher, MixtureKeys) else [teacher] if teacher else []
+    theirs = [tokens for member in members if (tokens := member.tokens()) is not None]
+    ours = student.tokens() if student is not None else None
+    if ours is None and not theirs:
+        raise RecipeError(
+            f"task={task} reads texts as tokens, and no tokenizer lies beside the student. Say where it is: "
+            "student.tokenizer=FOLDER"
+        )
+    ours = ours or theirs[0]
+    others = [tokens for tokens in theirs if not tokens.same_as(ours)]
+    if len({tokens.fingerprint for tokens in others}) > 1:
+        raise RecipeError(
+            "the teachers have several tokenizers that are not the student's; give one such teacher at most."
+        )
+    length = keys.length or min((student.context() if student is not None else None) or LONGEST, LONGEST)
+    return as_tokens(found, ours, others[0] if others else None, length=length, pack=keys.pack, task=task)
+
+
 def task(keys: TaskKeys, found: Data) -> Task:
     """The task; kind, target and class names that the keys leave open come from the data.
 
@@ -83,7 +129,8 @@ def task(keys: TaskKeys, found: Data) -> Task:
             raise getattr(keys, name).refuse(f"task.{name}")
     assert not isinstance(keys.use, Absent)
     row = found.splits[next(iter(found.splits))].__getitems__([0])
-    target = keys.target or _target(found, row)
+    speaks = keys.use in LANGUAGE
+    target = keys.target or ("target" if speaks else _target(found, row))
     if target not in row:
         raise RecipeError(f"task.target '{target}' is not a column of the data. {nearest(target, set(row) - {'id'})}")
     loss = import_from(keys.loss, "task.loss") if isinstance(keys.loss, str) else keys.loss

@@ -5,20 +5,23 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import torch
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from torch import nn
 
-from limbeck.actors import Actor, Teacher
+from limbeck.actors import Actor, Student, Teacher
 from limbeck.errors import RecipeError
 from limbeck.recipe.checking import later
 from limbeck.recipe.live import Absent, address, spell
 from limbeck.recipe.sections import Arguments, Labels, Section, word
-from limbeck.sources import import_from
+from limbeck.sources import context_of, import_from, tokenizer_beside
 from limbeck.teachers.mixture import Mixture
 from limbeck.views import View
+
+if TYPE_CHECKING:
+    from limbeck.language.tokens import Tokens
 
 A = TypeVar("A", bound=Actor)
 
@@ -57,6 +60,9 @@ class NetworkKeys(Section):
     view: Annotated[Any, BeforeValidator(_view)] = None
     taps: Annotated[dict[str, str], BeforeValidator(lambda taps: taps or {})] = {}
     labels: Labels = None
+    tokenizer: Annotated[
+        str | None, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)
+    ] = None
 
     @field_validator("weights", mode="before")
     @classmethod
@@ -72,6 +78,21 @@ class NetworkKeys(Section):
 
     def plain(self) -> dict[str, Any]:
         return super().plain() | {"model": spell(self.spelled_model())}
+
+    def tokens(self) -> Tokens | None:
+        """How this network writes texts as numbers: its `tokenizer`, or the one beside it; None where there is none."""
+        if isinstance(self.model, Actor) and self.tokenizer is None:
+            return self.model.tokenizer
+        place = self.tokenizer or tokenizer_beside(self.model)
+        if place is None:
+            return None
+        from limbeck.language.tokens import Tokens
+
+        return Tokens.load(place)
+
+    def context(self) -> int | None:
+        """The most tokens that the network can read, as far as its configuration tells."""
+        return context_of(self.model.model if isinstance(self.model, Actor) else self.model)
 
     def build(self, kind: type[A], where: str, seed: int) -> A:
         """The teacher or student itself; one that was given in Python is given back as it is.
@@ -111,23 +132,23 @@ class NetworkKeys(Section):
             "taps": self.taps or None,
             "weights": self.weights,
             "labels": self.labels,
+            "tokenizer": self.tokenizer,
         }
 
 
 class StudentKeys(NetworkKeys):
-    """The network that learns."""
+    """The network that learns; `layers` of a network of transformers stay, so many or those of these numbers."""
 
+    layers: int | list[int] | None = None
     dtype: Dtype = None
 
     @model_validator(mode="before")
     @classmethod
     def _later(cls, value: Any) -> Any:
-        return later(
-            value, "student", {"lora": "train the whole network", "layers": "name a network that has fewer of them"}
-        )
+        return later(value, "student", {"lora": "train the whole network"})
 
     def _rest(self) -> dict[str, Any]:
-        return super()._rest() | {"dtype": self.dtype}
+        return super()._rest() | {"dtype": self.dtype, "layers": self.layers}
 
 
 class TeacherKeys(NetworkKeys):
@@ -169,7 +190,11 @@ def changeable(value: Any) -> Any:
     """The same, with the bare network in the place of a teacher or student object, so that its view can be changed."""
     found = opened(value)
     if isinstance(found, dict) and isinstance(found.get("model"), Actor):
-        return found | {"model": found["model"].model, "args": {}, "weights": None}
+        return (
+            found
+            | {"model": found["model"].model, "args": {}, "weights": None}
+            | ({"layers": None} if "layers" in found else {})
+        )
     return found
 
 
@@ -187,9 +212,12 @@ def _facts(actor: Actor) -> dict[str, Any]:
         "view": actor.view,
         "taps": dict(actor.paths),
         "labels": actor.labels,
+        "tokenizer": None,
         "dtype": None if dtype == torch.float32 else _DTYPES.get(dtype),
     }
-    return facts | ({"label_map": actor.label_map} if isinstance(actor, Teacher) else {})
+    if isinstance(actor, Teacher):
+        return facts | {"label_map": actor.label_map}
+    return facts | ({"layers": actor.layers} if isinstance(actor, Student) else {})
 
 
 def teacher(keys: TeacherKeys | MixtureKeys, seed: int) -> Teacher:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from limbeck.data import columns
 from limbeck.data.splits import is_split
@@ -87,7 +87,10 @@ class TaskKeys(Section):
 
 
 class DataKeys(Section):
-    """`{path, columns, split, id, args, skip_bad}`."""
+    """`{path, columns, split, id, args, skip_bad}`; of language tasks also `{length, pack}`.
+
+    `length`: the most tokens of a row; None: what the student can read. `pack`: several short texts in one row.
+    """
 
     path: Any
     columns: dict[str, Any] | None = None
@@ -95,6 +98,8 @@ class DataKeys(Section):
     id: str | None = None
     args: Arguments = {}
     skip_bad: bool = False
+    length: Annotated[int, Field(ge=2)] | None = None
+    pack: bool = False
 
     @field_validator("path", mode="before")
     @classmethod

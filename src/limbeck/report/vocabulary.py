@@ -62,6 +62,9 @@ FIGURES = {
     "pearson": Word("Pearson correlation", False, True, "linear correlation with the target"),
     "spearman": Word("Spearman correlation", False, True, "correlation of ranks with the target"),
     "miou": Word("mean IoU", True, True, "intersection over union per class, mean over classes"),
+    "bits_per_byte": Word("bits per byte", False, False, "surprise at each byte of the text, whatever the tokens are"),
+    "perplexity": Word("perplexity", False, False, "how many equally likely tokens it hesitates between"),
+    "token_accuracy": Word("token accuracy", True, True, "share of tokens that are the most probable one"),
     "pixel_accuracy": Word("pixel accuracy", True, True, "share of pixels whose class is right"),
 }
 

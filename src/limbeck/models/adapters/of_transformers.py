@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from limbeck.errors import RecipeError, nearest
+from limbeck.models.adapters import causal
 from limbeck.models.adapters.columns import column_of, last_linear, picture_view
 from limbeck.sources import Source
 
@@ -75,9 +76,15 @@ def settle(source: Source) -> None:
         and not all(map(_PLACEHOLDER.fullmatch, names))
     ):
         source.labels = names
-    if not source.taps:
+    language = causal.find(model) if source.head is None else None
+    if language is not None:
+        source.head, places = language
+        source.taps = {**places, **source.taps}
+    elif not source.taps:
         source.taps = _taps(model)
     origin = source.spec["model"] if source.spec and Path(source.spec["model"]).is_dir() else model.config._name_or_path
+    if source.tokenizer is None and _tokenizer(Path(str(origin))):
+        source.tokenizer = str(origin)
     source.view_for = source.view_for or _view(model, str(origin))
 
 
@@ -85,7 +92,7 @@ def keep(model: Any, folder: Path, origin: Path | None) -> None:
     """The configuration, and the tokenizer or processor of the folder that the model came from."""
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
-    copy_beside(origin, folder)
+    copy_beside(origin or Path(model.config._name_or_path or "?"), folder)  # made of a configuration, or shrunk
 
 
 def copy_beside(origin: Path | None, folder: Path) -> list[str]:
