@@ -68,6 +68,7 @@ def test_a_student_object_is_given_back_as_it_is(here: Path):
         "weights": None,
         "view": "x",
         "taps": {"hint": "first"},
+        "layers": None,
         "labels": ["a", "b", "c"],
         "tokenizer": None,
         "dtype": None,
