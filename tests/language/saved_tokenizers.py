@@ -117,7 +117,9 @@ def wordpiece(
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=SPECIALS, show_progress=False)
-    return _trained(tokenizer, trainer, folder, template, corpus)
+    letters = sorted({letter for text in corpus for letter in text if not letter.isspace()})
+    inside = " ".join(f"x{letter}" for letter in letters)  # each known inside a word too
+    return _trained(tokenizer, trainer, folder, template, [*corpus, inside])
 
 
 KINDS = {"byte_bpe": byte_bpe, "metaspace_bpe": metaspace_bpe, "unigram": unigram, "wordpiece": wordpiece}

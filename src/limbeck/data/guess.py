@@ -19,6 +19,7 @@ from limbeck.errors import RecipeError, nearest
 LOOKED_AT = 200
 LABEL_NAMES = {"label", "labels", "class", "category"}
 NUMBERED_LABEL_NAMES = LABEL_NAMES | {"target", "y"}  # of whole numbers; with words they may as well be answers
+TEXT_NAMES = {"messages", "prompt", "completion", "text"}  # what language tasks read, whatever it looks like
 ROWS_PER_CLASS = 10  # what a text column of another name must repeat to be taken for classes
 
 
@@ -52,8 +53,10 @@ def resolve(table: Table, said: Mapping[str, Any] | None) -> tuple[dict[str, Col
         options = {option: getattr(kind, option) for option in kind.model_fields_set}
         columns[name] = of({"use": kind.use, **options, **(choice or {})})
         guessed.append(name)
-    if not any(isinstance(column, Label) for column in columns.values()):
-        columns |= _classes([name for name in guessed if columns[name] == Text()], rows)
+    if not any(isinstance(column, Label) for column in columns.values()) and not {"messages", "completion"} & set(
+        columns
+    ):
+        columns |= _classes([n for n in guessed if columns[n] == Text() and n not in TEXT_NAMES], rows)
     if not columns:
         raise RecipeError(f"{table.source} has no columns to learn from.")
     notices = [f"The column '{name}' is empty and was left out." for name in empty]
@@ -78,7 +81,10 @@ def guess(name: str, cells: Sequence[tuple[Any, Path]]) -> Column | None:
     if isinstance(cell, (Tensor, np.ndarray)) and cell.ndim > 0:
         return Array()
     if isinstance(cell, (str, Path)):
-        return _words(name, filled)
+        kind = _words(name, filled)
+        return kind if name not in TEXT_NAMES or isinstance(kind, Text) else Text()
+    if name in TEXT_NAMES:
+        return Text()
     if isinstance(cell, (list, tuple, dict)):
         return Array() if all(_regular(one) for one, _ in filled) else Text()
     floating = any(isinstance(one.item() if hasattr(one, "item") else one, float) for one, _ in filled)

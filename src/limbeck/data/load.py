@@ -13,6 +13,7 @@ from limbeck.data.collate import listed
 from limbeck.data.datasets import by_split, dataset, hub, is_dataset
 from limbeck.data.folders import folder
 from limbeck.data.manifest import SUFFIXES, is_manifest, manifest, stem
+from limbeck.data.plain_text import SUFFIX, is_text, plain_text
 from limbeck.data.scan import Progress
 from limbeck.data.splits import SPLITS, is_split, standard
 from limbeck.data.table import Table
@@ -64,7 +65,7 @@ def load_data(
         return source
     if args:
         raise RecipeError(f"data.args are for functions (module:function) and hub data sets; {source} takes none.")
-    table = _table(source, columns, split, id)
+    table = _table(source, columns, split, id, whole=only is not None)
     return build(table, columns, skip_bad=skip_bad, seed=seed, budget=budget, progress=progress, only=only)
 
 
@@ -100,13 +101,16 @@ def _close(word: str, known: list[str]) -> str:
     return f" {close}" if close.startswith("Did") else ""
 
 
-def _table(source: Any, columns: Mapping[str, Any] | None, split: str, id: str | None) -> Table:
+def _table(source: Any, columns: Mapping[str, Any] | None, split: str, id: str | None, *, whole: bool) -> Table:
+    """The rows of a source; `whole`: which split they are is said already."""
     if isinstance(source, Mapping):
         if not source:
             raise RecipeError("data is an empty mapping; write {train: path, test: path}.")
-        return by_split({name: _table(_called(one, None)[0], columns, split, id) for name, one in source.items()})
+        return by_split(
+            {name: _table(_called(one, None)[0], columns, split, id, whole=True) for name, one in source.items()}
+        )
     if isinstance(source, (str, Path)):
-        return _path(Path(source).expanduser(), columns, split, id)
+        return _path(Path(source).expanduser(), columns, split, id, whole)
     if is_dataset(source):
         return dataset(source, split=split, id=id)
     raise RecipeError(
@@ -115,12 +119,14 @@ def _table(source: Any, columns: Mapping[str, Any] | None, split: str, id: str |
     )
 
 
-def _path(path: Path, columns: Mapping[str, Any] | None, split: str, id: str | None) -> Table:
+def _path(path: Path, columns: Mapping[str, Any] | None, split: str, id: str | None, whole: bool) -> Table:
     if not path.exists():
         raise RecipeError(f"There is no {path} (looked for from {Path.cwd()}).")
     if path.is_file():
+        if is_text(path):
+            return plain_text(path, whole=whole)
         if not is_manifest(path):
-            raise RecipeError(f"{path} is no manifest; its name would end in {', '.join(SUFFIXES)}.")
+            raise RecipeError(f"{path} is no manifest; its name would end in {', '.join([*SUFFIXES, SUFFIX])}.")
         return manifest(path, split=split, id=id)
     found = sorted(one for one in path.iterdir() if one.is_file() and is_manifest(one))
     parts = {stem(one): one for one in found if is_split(stem(one))}
@@ -136,4 +142,8 @@ def _path(path: Path, columns: Mapping[str, Any] | None, split: str, id: str | N
             f"{path} holds several manifests: {listed([one.name for one in called])}. Name one of them, or say which is "
             "which: {train: path, test: path}."
         )
+    texts = sorted(one for one in path.iterdir() if not one.name.startswith("."))
+    if texts and all(is_text(one) and is_split(one.stem) for one in texts):
+        texts.sort(key=lambda one: SPLITS.index(standard(one.stem)))
+        return replace(by_split({one.stem: plain_text(one, whole=True) for one in texts}), source=str(path))
     return folder(path, columns)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -186,7 +187,7 @@ def _apart(tokens: Tokens, text: str, bounds: Sequence[int]) -> tuple[Located, d
     """The ids of a text with a token boundary at each bound, and how many ids are before it."""
     ids, ends, cuts = [], [], {}
     edges = [0, *sorted(set(bounds)), len(text)]
-    for begin, end in zip(edges[:-1], edges[1:]):
+    for begin, end in pairwise(edges):
         part = tokens.continuing(text[begin:end]) if begin else tokens.located([text[:end]])[0]
         ids += part.ids
         ends.append(part.ends + begin)

@@ -59,8 +59,9 @@ def attention_of(
 
     Args:
         segment: number of the document that each position belongs to; -1 for padding.
-        dtype: `torch.bool` gives True where it may look; a floating type gives 0 there and the type's most negative
-            number elsewhere, to be added to the scores.
+        dtype: `torch.bool` gives True where it may look, for scaled_dot_product_attention alone; a floating type (the
+            model's) gives 0 there and the type's most negative number elsewhere, to be added to the scores: every
+            implementation takes it. Eager attention adds truth values too, as 0 and 1, and says nothing.
     """
     length = segment.shape[1]
     same = segment[:, :, None] == segment[:, None, :]
