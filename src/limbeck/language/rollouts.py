@@ -48,7 +48,7 @@ class Vocabulary(Protocol):
 
 
 @runtime_checkable
-class Server(Protocol):
+class Writer(Protocol):
     """Something else that continues texts: see `limbeck.language.served`."""
 
     def continued(
@@ -82,7 +82,7 @@ class Sampler:
     @torch.no_grad()
     def __call__(
         self,
-        model: nn.Module | Server,
+        model: nn.Module | Writer,
         vocabulary: Vocabulary,
         batch: Mapping[str, Any],
         seeds: Int64[Tensor, "batch"],
@@ -110,12 +110,12 @@ class Sampler:
         prompt = prompt_lengths(batch, self.least_prompt)
         room = self._room(model, batch, prompt)
         ids = batch["input_ids"]
-        if isinstance(model, Server):
+        if isinstance(model, Writer):
             written, log_probs = self._served(model, vocabulary, ids, prompt, room, seeds)
         else:
             written, log_probs = self._in_groups(model, teacher, vocabulary, ids, prompt, room, seeds)
         length = torch.minimum(written_lengths(written, vocabulary.eos), room)
-        if isinstance(model, Server):
+        if isinstance(model, Writer):
             length = torch.minimum(length, (written >= 0).sum(1))  # a server may give fewer
         at = torch.arange(int((prompt + length).max()), device=ids.device)
         joined = _row_by_row(ids, written, prompt, at)
@@ -191,7 +191,7 @@ class Sampler:
 
     def _served(
         self,
-        server: Server,
+        server: Writer,
         vocabulary: Vocabulary,
         ids: Ids,
         prompt: Int64[Tensor, "batch"],
@@ -209,7 +209,7 @@ class Sampler:
 
 
 def sample(
-    model: nn.Module | Server,
+    model: nn.Module | Writer,
     vocabulary: Vocabulary,
     batch: Mapping[str, Any],
     *,
