@@ -149,7 +149,7 @@ def test_there_is_no_teacher_where_none_is_named(here: Path):
 @pytest.mark.parametrize(
     ("keys", "sentence"),
     [
-        ({"teacher": {"endpoint": "http://x", "model": "y"}}, r"teacher\.endpoint is not there yet"),
+        ({"teacher": {"endpoint": "http://x", "model": "y", "weights": "w"}}, r"teacher\.weights is for a network"),
         ({"student": {"model": "a:b", "lora": {"rank": 4}}}, r"student\.lora is not there yet"),
         ({"student": {"model": "a:b", "layers": "some"}}, r"student\.layers: "),
         ({"student": {"modle": "a:b"}}, r"unknown key 'student\.modle'\. Did you mean 'model'\?"),

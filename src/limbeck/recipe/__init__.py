@@ -307,7 +307,7 @@ def _teacher(keys: Any) -> TeacherKeys | MixtureKeys | None:
         return None
     if isinstance(keys, Mapping) and "members" in keys:
         return validated(MixtureKeys, keys, "teacher")
-    return validated(TeacherKeys, keys, "teacher")
+    return validated(networks.kind_of(keys), keys, "teacher")
 
 
 def _sum(members: Sequence[teaching.Member]) -> str:

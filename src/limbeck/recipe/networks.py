@@ -13,10 +13,11 @@ from torch import nn
 
 from limbeck.actors import Actor, Student, Teacher
 from limbeck.errors import RecipeError
-from limbeck.recipe.checking import later
+from limbeck.recipe.checking import later, validated
 from limbeck.recipe.live import Absent, address, spell
 from limbeck.recipe.sections import Arguments, Labels, Section, word
 from limbeck.sources import context_of, import_from, tokenizer_beside
+from limbeck.teachers.endpoint import Endpoint
 from limbeck.teachers.mixture import Mixture
 from limbeck.views import View
 
@@ -157,15 +158,6 @@ class TeacherKeys(NetworkKeys):
     label_map: Annotated[str | dict[str, str], BeforeValidator(_words)] = "name"
     dtype: Dtype = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _later(cls, value: Any) -> Any:
-        return later(
-            value,
-            "teacher",
-            dict.fromkeys(("endpoint", "prompt", "price"), "a teacher is a network: teacher.model=my_models:Net"),
-        )
-
     def _rest(self) -> dict[str, Any]:
         return super()._rest() | {"label_map": self.label_map, "dtype": self.dtype}
 
@@ -173,7 +165,7 @@ class TeacherKeys(NetworkKeys):
 class MixtureKeys(Section):
     """Several teachers by name: `{members: {name: teacher}, by: mean | confidence | a column}`."""
 
-    members: Annotated[dict[str, Annotated[TeacherKeys, BeforeValidator(lambda x: opened(x))]], Field(min_length=1)]
+    members: Annotated[dict[str, Annotated[TeacherKeys, BeforeValidator(lambda x: _member(x))]], Field(min_length=1)]
     by: str = "mean"
 
 
@@ -182,13 +174,15 @@ def opened(value: Any) -> Any:
     if type(value) is Mixture:
         return {"members": {name: opened(member) for name, member in value.members.items()}, "by": value.by}
     if isinstance(value, Actor):
-        return _facts(value)
+        return value.facts() if isinstance(value, Endpoint) else _facts(value)
     return value if isinstance(value, Mapping) or value is None else {"model": value}
 
 
 def changeable(value: Any) -> Any:
     """The same, with the bare network in the place of a teacher or student object, so that its view can be changed."""
     found = opened(value)
+    if isinstance(value, Endpoint):
+        return found | {"model": value.server.model}
     if isinstance(found, dict) and isinstance(found.get("model"), Actor):
         return (
             found
@@ -218,6 +212,21 @@ def _facts(actor: Actor) -> dict[str, Any]:
     if isinstance(actor, Teacher):
         return facts | {"label_map": actor.label_map}
     return facts | ({"layers": actor.layers} if isinstance(actor, Student) else {})
+
+
+def kind_of(keys: Any) -> type[TeacherKeys]:
+    """The section for one teacher: a network, or a model behind an endpoint."""
+    if isinstance(keys, Mapping) and keys.get("endpoint") is not None:
+        from limbeck.recipe.endpoints import EndpointKeys
+
+        return EndpointKeys
+    return TeacherKeys
+
+
+def _member(value: Any) -> Any:
+    keys = opened(value)
+    kind = kind_of(keys)
+    return keys if kind is TeacherKeys else validated(kind, keys, "teacher.members")
 
 
 def teacher(keys: TeacherKeys | MixtureKeys, seed: int) -> Teacher:

@@ -166,6 +166,17 @@ class Endpoint(Teacher):
             )
         return self.tokenizer.size
 
+    def facts(self) -> dict[str, Any]:
+        """The keys of a recipe's `teacher` that stand for it; `model` is this object."""
+        told = {name: value for name, value in self._given.items() if name != "tokenizer"}
+        path = self._given["tokenizer"] if isinstance(self._given["tokenizer"], (str, Path)) else None
+        return told | {
+            "model": self,
+            "tokenizer": None if path is None else str(path),
+            "view": self.view,
+            "labels": self.labels,
+        }
+
     def keep_in(self, folder: Path) -> None:
         """Keep the answers beside this run's folder, for all runs there, and link them into it as `answers.jsonl`.
 
