@@ -7,6 +7,7 @@ Euler's method of the flow of x / alpha in sigma / alpha, and for straight lines
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import torch
@@ -88,7 +89,7 @@ def sample(
     if fresh is None and (solver == "renoise" or eta):
         raise ValueError(f"{solver} with eta={eta} draws noise in every step; give fresh=...")
     times = times.to(x.device)
-    for step, (here, there) in enumerate(zip(times[:-1], times[1:])):
+    for step, (here, there) in enumerate(pairwise(times)):
         t, s = here.expand(len(x)), there.expand(len(x))
         prediction = denoise(x, t)
         if not torch.isfinite(prediction.value).all():

@@ -56,7 +56,9 @@ def rebuilt(folder: Path, facts: Mapping[str, Any], whose: str) -> Source | None
 
 
 def settle(source: Source) -> None:
-    """Fill in what nobody gave: taps, class names and a view, for a model whose library is known."""
+    """Fill in what nobody gave: taps, class names and a view, for a model whose library is known or that says its own view."""
+    if source.view_for is None and callable(getattr(source.model, "view_for", None)):
+        source.view_for = source.model.view_for  # type: ignore[assignment]
     family = family_of(source.model)
     if family is not None:
         importlib.import_module(f"{_HERE}.{family}").settle(source)
