@@ -1,0 +1,299 @@
+"""Divergences between a student and a teacher of whom only a `Sketch` is known, never expanded to all classes.
+
+Every function takes the student's logits, a tensor [..., classes] or a `Projection` whose product is never held as a
+whole, and the teacher's `Sketch` [..., k], and gives one value per token, in nats, in fp32 (fp64 for fp64), with the
+conventions of `limbeck.losses.divergences` (temperature T, factor T^2, `mask`, `weight`) and, for a `Projection`, the
+options of `limbeck.losses.linear` (`target` and `label_weight` for labels in the same pass, `classes`, `budget`).
+
+**What is compared.** With S the classes that the sketch knows, both sides become distributions over k + 1 buckets: every
+class of S, and all other classes together, whose mass the sketch holds. The student's probabilities are those under its
+whole softmax, never normalised over S. By the data-processing inequality such a divergence is never above that of the
+whole distributions, it equals it where both rests have one shape, and it is 0 where the student agrees with everything
+that is known. What else can be done with the rest is said, not assumed:
+
+- `kl(..., tail="spread")` compares with the rest spread evenly over its classes, so it is a divergence of whole
+  distributions, and teaches the student an even rest.
+- `kl(..., tail="drop")` and `top_k_kl` normalise the known classes to 1 and forget the rest. **This is biased**: smallest
+  where the student gives the rest nothing at all.
+- Of a `sampled` sketch `cross_entropy` is an unbiased estimate of -sum_v p_v log q_v, and so is its gradient, which is
+  that of the forward divergence. `kl` gives the same value (the teacher's entropy is not known, so it is not taken off).
+  Everything else is refused: no other divergence is linear in p.
+
+**Temperature.** A class that is not known has an even share of the rest, and so its tempered mass; at T = 1 nothing is
+assumed. (DistillKit tempers the rest as if it were one class.) Samples know the teacher at T = 1 only.
+
+**Where the rest has classes and no mass** (all of it was below what the store can hold), the reverse divergences take the
+smallest normal number for its mass, and are large and not infinite.
+
+The teacher is a constant. Errors: `RecipeError` for shapes or vocabularies that do not go together, an option outside its
+range, or a loss that a sampled sketch cannot give.
+
+Sources: the bucket: DistillKit (`symmetric_uniform`) and TRL's server distillation; importance-weighted samples:
+Anshumann et al. 2025, "Sparse logit sampling: accelerating knowledge distillation in LLMs".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, Unpack
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from limbeck.errors import RecipeError
+from limbeck.losses import divergences, linear, token_divergences
+from limbeck.losses.classification import cross_entropy as label_cross_entropy
+from limbeck.losses.divergences import Logits
+from limbeck.losses.linear import Options, _product_dtype, forms, shared_classes
+from limbeck.losses.linear.engine import Fused, Side
+from limbeck.losses.masking import aligned, finished, keep, widened
+from limbeck.losses.sketched.buckets import TAILS, Buckets
+from limbeck.losses.sketched.engine import SketchProblem
+from limbeck.signals import Projection
+from limbeck.sketches import Sketch
+
+__all__: list[str] = []  # a recipe names the plain loss; a term takes the one here where the teacher gives a sketch
+
+Values = Float[Tensor, "..."]
+Given = Logits | Projection
+Tail = Literal["bucket", "spread", "drop"]
+
+
+def kl(student: Given, teacher: Sketch, *, tail: Tail = "bucket", **options: Unpack[Options]) -> Values:
+    """T^2 * (sum_S p (log p - log q) + what the rest adds); `tail` says what: see above. Of samples: the cross-entropy."""
+    if teacher.sampled:
+        return cross_entropy(student, teacher, **options)
+    return compare(divergences.kl, forms.kl, student, teacher, tail=tail, **options)
+
+
+def cross_entropy(student: Given, teacher: Sketch, **options: Unpack[Options]) -> Values:
+    """-T^2 * sum p log q: of samples an unbiased estimate of that over all classes; else over the buckets."""
+    return compare(None, forms.kl, student, teacher, **options)
+
+
+def reverse_kl(student: Given, teacher: Sketch, **options: Unpack[Options]) -> Values:
+    """T^2 * KL(student || teacher) over the buckets."""
+    return compare(divergences.reverse_kl, forms.reverse_kl, student, teacher, **options)
+
+
+def jeffreys(student: Given, teacher: Sketch, **options: Unpack[Options]) -> Values:
+    """T^2 * (KL(p || q) + KL(q || p)) over the buckets."""
+    return compare(divergences.jeffreys, forms.jeffreys, student, teacher, **options)
+
+
+def js(student: Given, teacher: Sketch, *, beta: float = 0.5, **options: Unpack[Options]) -> Values:
+    """T^2 * (beta KL(p || m) + (1 - beta) KL(q || m)), m = beta p + (1 - beta) q, over the buckets; 0 < beta < 1."""
+    token_divergences.inside("js with beta", beta)
+    return compare(partial(divergences.js, beta=beta), partial(forms.js, beta=beta), student, teacher, **options)
+
+
+def continuous_js(student: Given, teacher: Sketch, *, beta: float = 0.5, **options: Unpack[Options]) -> Values:
+    """js / (beta (1 - beta)) over the buckets, from `kl` at beta = 0 to `reverse_kl` at 1: 0 <= beta <= 1."""
+    return compare(
+        partial(token_divergences.continuous_js, beta=beta),
+        token_divergences.between(forms.kl, forms.continuous_js, forms.reverse_kl, beta),
+        student,
+        teacher,
+        **options,
+    )
+
+
+def trl_js(student: Given, teacher: Sketch, *, beta: float = 0.5, **options: Unpack[Options]) -> Values:
+    """`js` over the buckets, but `kl` at beta = 0 and `reverse_kl` at 1: 0 <= beta <= 1."""
+    return compare(
+        partial(token_divergences.trl_js, beta=beta),
+        token_divergences.between(forms.kl, forms.js, forms.reverse_kl, beta),
+        student,
+        teacher,
+        **options,
+    )
+
+
+def skew_kl(student: Given, teacher: Sketch, *, alpha: float = 0.1, **options: Unpack[Options]) -> Values:
+    """T^2 * KL(p || alpha p + (1 - alpha) q) over the buckets, 0 < alpha < 1."""
+    token_divergences.inside("skew_kl with alpha", alpha)
+    plain, form = partial(token_divergences.skew_kl, alpha=alpha), partial(forms.skew_kl, alpha=alpha)
+    return compare(plain, form, student, teacher, **options)
+
+
+def skew_reverse_kl(student: Given, teacher: Sketch, *, alpha: float = 0.1, **options: Unpack[Options]) -> Values:
+    """T^2 * KL(q || (1 - alpha) p + alpha q) over the buckets, 0 < alpha < 1."""
+    token_divergences.inside("skew_reverse_kl with alpha", alpha)
+    plain, form = partial(token_divergences.skew_reverse_kl, alpha=alpha), partial(forms.skew_reverse_kl, alpha=alpha)
+    return compare(plain, form, student, teacher, **options)
+
+
+def tvd(student: Given, teacher: Sketch, **options: Unpack[Options]) -> Values:
+    """T^2 * sum |p - q| / 2 over the buckets."""
+    return compare(token_divergences.tvd, forms.tvd, student, teacher, **options)
+
+
+def adaptive_kl(student: Given, teacher: Sketch, *, alpha: float = 0.5, **options: Unpack[Options]) -> Values:
+    """Both directions over the buckets, weighed by where p and q differ, in the head or the tail of p; 0 < alpha < 1."""
+    token_divergences.inside("adaptive_kl with alpha", alpha)
+    plain, form = partial(token_divergences.adaptive_kl, alpha=alpha), partial(forms.adaptive_kl, alpha=alpha)
+    return compare(plain, form, student, teacher, **options)
+
+
+def top_k_kl(
+    student: Given, teacher: Sketch, *, k: int = 64, renormalise_student: bool = False, **options: Unpack[Options]
+) -> Values:
+    """T^2 * KL(p' || q), p' = p restricted to the k largest of the known classes and normalised again: biased.
+
+    Equal to `limbeck.losses.token_divergences.top_k_kl` of the whole distributions as long as the sketch knows k classes.
+    """
+    token_divergences.at_least_one("top_k_kl with k", k)
+    if renormalise_student:
+        raise RecipeError(
+            "top_k_kl with renormalise_student compares nothing outside the stored classes, so it is not offered for stored "
+            "logits. Leave it out, or use kl, which holds the rest as one bucket."
+        )
+    if k < teacher.ids.shape[-1]:
+        log_probs, order = teacher.log_probs.topk(k, dim=-1)
+        none = torch.full_like(teacher.log_tail, -math.inf)
+        teacher = Sketch(teacher.ids.long().gather(-1, order), log_probs, none, teacher.classes, teacher.sampled)
+    return compare(divergences.kl, forms.kl, student, teacher, tail="drop", **options)
+
+
+def matching(loss: Callable[..., Tensor]) -> Callable[..., Tensor] | None:
+    """The function here that takes a sketch where `loss` takes the teacher's logits, if there is one."""
+    return _MATCHING.get(loss)
+
+
+def compare(
+    plain: Callable[..., Tensor] | None,
+    form: Callable[..., Any],
+    student: Given,
+    teacher: Sketch,
+    *,
+    tail: str = "bucket",
+    **options: Unpack[Options],
+) -> Values:
+    """The values for every token of a loss given as a function of logits (`plain`, None: the cross-entropy) and as a form."""
+    if tail not in TAILS:
+        raise RecipeError(f"tail='{tail}': what is not known of the teacher is one of {', '.join(TAILS)}.")
+    temperature = options.get("temperature", 1.0)
+    if not temperature > 0:
+        raise RecipeError(f"temperature {temperature}: needed is a number above 0; 1 leaves the logits as they are.")
+    if teacher.sampled and plain is not None:
+        raise RecipeError(
+            "these stored logits are samples, from which sums over the teacher's distribution can be estimated and nothing "
+            "else: use kl (its value is then the cross-entropy). Other divergences need cache.top_k."
+        )
+    if student.shape[:-1] != teacher.shape[:-1]:
+        raise RecipeError(
+            f"the student has logits of {list(student.shape[:-1])} tokens, the stored teacher of {list(teacher.shape[:-1])}; "
+            "a token is compared with the token at its own place, so both must have read the same tokens."
+        )
+    target, tokens = options.get("target"), teacher.shape[:-1]
+    if target is not None and target.shape != tokens:
+        raise RecipeError(f"labels have shape {list(target.shape)}; needed is one for every token, {list(tokens)}.")
+    if isinstance(student, Projection):
+        return _fused(plain, form, student, teacher, tail, **options)
+    return _whole(plain, student, teacher, tail, **options)
+
+
+def _whole(
+    plain: Callable[..., Tensor] | None, student: Logits, teacher: Sketch, tail: str, **options: Unpack[Options]
+) -> Values:
+    """By autograd, from the student's logits."""
+    temperature, mask = options.get("temperature", 1.0), options.get("mask")
+    size = shared_classes(student.shape[-1], teacher.classes, classes=options.get("classes"))
+    z = keep(widened(student), mask, -1)[..., :size]
+    buckets = Buckets.of(teacher, size, temperature, tail, z.dtype)
+    rows = (z if temperature == 1 else z / temperature).flatten(0, -2)
+    sums = rows.sum(-1)
+    b = buckets.of_student(rows)
+    log_q, log_p = b.log_softmax(-1), buckets.floored
+    if tail == "drop" or teacher.sampled:
+        log_p = buckets.log_p
+    if plain is None:
+        values = -torch.where(torch.isneginf(log_p), 0, log_p.exp() * log_q).sum(-1)
+    else:
+        nothing = torch.isneginf(log_p).all(-1, keepdim=True)  # no answer was stored here: counted by no mask
+        values = plain(b.masked_fill(nothing, 0.0), log_p.masked_fill(nothing, 0.0))
+        values = torch.where(nothing.squeeze(-1), 0, values)
+    if tail == "spread":
+        held, count = torch.where(buckets.known, b[:, :-1], 0).sum(-1), buckets.others.clamp(min=1)
+        some = buckets.others > 0
+        gap = b[:, -1].where(some, 0) - count.log() - (sums - held) / count
+        values = values + torch.where(some, log_p[:, -1].exp() * gap, 0)
+    values = values.view(teacher.shape[:-1])
+    values = values * temperature**2 if options.get("scale", True) else values
+    target = options.get("target")
+    if target is not None:
+        ignored = options.get("ignore_index", -100)
+        labels = label_cross_entropy(z, target, ignore_index=ignored)
+        values = values + options.get("label_weight", 1.0) * labels
+    return finished(values, mask, options.get("weight"))
+
+
+@torch.compiler.disable
+def _fused(
+    plain: Callable[..., Tensor] | None,
+    form: Callable[..., Any],
+    student: Projection,
+    teacher: Sketch,
+    tail: str,
+    *,
+    temperature: float = 1.0,
+    scale: bool = True,
+    mask: Tensor | None = None,
+    weight: Tensor | None = None,
+    target: Tensor | None = None,
+    label_weight: float = 1.0,
+    ignore_index: int = -100,
+    classes: int | None = None,
+    budget: int | None = None,
+) -> Values:
+    """Chunk by chunk, the gradient written on the way."""
+    tokens = student.hidden.shape[:-1]
+    size = shared_classes(len(student.weight), teacher.classes, classes=classes)
+    counted = None if mask is None else aligned(mask.bool(), tokens, "mask").expand(tokens)
+    outside = weight is not None and weight.requires_grad  # a weight that is learnt gets its gradient from autograd
+    dtype = _product_dtype(student)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    within = None
+    if weight is not None and not outside:
+        within = aligned(weight, tokens, "weight").to(wide).expand(tokens).flatten()
+    buffers = 2 + (student.softcap is not None) + 2 * (target is not None and temperature != 1)
+    most = max(1, (linear.BUDGET if budget is None else budget) // (buffers * size * wide.itemsize))
+    chunks = max(1, -(-tokens.numel() // most))
+    problem = SketchProblem(
+        form,
+        Side.of(student, size, dtype),
+        None,
+        None,
+        None if counted is None else counted.flatten().nonzero().squeeze(-1),
+        within,
+        None if target is None else target.flatten(),
+        ignore_index,
+        label_weight,
+        temperature,
+        scale,
+        max(1, -(-tokens.numel() // chunks)),
+        torch.is_grad_enabled(),
+        buckets=Buckets.of(teacher, size, temperature, tail, wide),
+        spread=tail == "spread",
+        entropy=plain is not None,
+    )
+    values = Fused.apply(problem, student.hidden.flatten(0, -2), student.weight, student.bias).view(tokens)
+    return finished(values, counted, weight) if outside else values
+
+
+_MATCHING: dict[Callable[..., Tensor], Callable[..., Tensor]] = {
+    divergences.kl: kl,
+    divergences.reverse_kl: reverse_kl,
+    divergences.jeffreys: jeffreys,
+    divergences.js: js,
+    token_divergences.continuous_js: continuous_js,
+    token_divergences.trl_js: trl_js,
+    token_divergences.skew_kl: skew_kl,
+    token_divergences.skew_reverse_kl: skew_reverse_kl,
+    token_divergences.tvd: tvd,
+    token_divergences.adaptive_kl: adaptive_kl,
+    token_divergences.top_k_kl: top_k_kl,
+}
