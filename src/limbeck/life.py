@@ -6,6 +6,7 @@ import copy
 import json
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from limbeck import control, environment, introduction, results
+from limbeck import control, environment, introduction, results, spending
 from limbeck.actors import Actor, Student, Teacher
 from limbeck.caching.wanted import refuse_work_inside
 from limbeck.data.tensors import Data, TensorSplit
@@ -139,11 +140,12 @@ class Life:
                     model.to(world.device)
         if world.main:
             self._write_start(data, student, teacher)
+        over_usd = spending.watch(teacher, self.folder, recipe.limit.usd, main=world.main)
         if world.main:
             for sentence in introduction.of(teacher, data, task, world.device):
                 self.say(sentence)
         with Interrupts() as interrupts:
-            self._limits(interrupts, started)
+            self._limits(interrupts, started, over_usd)
             stages, last = self._course(self.folder, plan, student, teacher, task, data, interrupts)
             self.findings = self._findings(last, data) if last is not None else []
             if world.main:
@@ -273,7 +275,7 @@ class Life:
             control.sign(folder, mark)
         return alone
 
-    def _limits(self, interrupts: Interrupts, started: float) -> None:
+    def _limits(self, interrupts: Interrupts, started: float, over_usd: Callable[[], Stopped | None]) -> None:
         hours = self.recipe.limit.hours
         spent_file = self.folder / "spent.json"
         before = json.loads(spent_file.read_text())["seconds"] if spent_file.exists() else 0.0
@@ -287,7 +289,7 @@ class Life:
                     "limit",
                     f"limit.hours={hours:g} is reached after {seconds / 3600:.3g} h. Everything is saved: limbeck resume {self.folder} limit.hours=...",
                 )
-            return None
+            return over_usd()
 
         interrupts.also = over
         interrupts.folder = self.folder
@@ -375,6 +377,7 @@ class Life:
                 "seconds": round(time.monotonic() - started, 2),
                 "steps": steps,
                 "samples": steps * self.recipe.train.batch_size,
+                **({} if (paid := spending.usd(teacher)) is None else {"usd": round(paid, 6)}),
             },
             notices=self.notices,
         )

@@ -407,3 +407,10 @@ def test_the_first_question_alone_finds_the_form(tmp_path):
         asker(fake, tmp_path, concurrency=8)(batch_of(rows))
         assert len(fake.asked) == 9
         assert threading.active_count() < 20
+
+
+@pytest.mark.parametrize("name", ["openai", "tenacity"])
+def test_without_its_libraries_it_says_what_to_install(name, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(RecipeError, match=rf"needs {name}: pip install 'limbeck\[endpoint\]'"):
+        Endpoint("http://x/v1", "tiny", classes=5, journal=tmp_path / "a.jsonl")(batch_of())

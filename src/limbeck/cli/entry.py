@@ -55,6 +55,7 @@ def _other(error: Exception, debug: bool) -> int:
     from limbeck.engine.checkpoint import DISK, CheckpointError
     from limbeck.engine.stepper import NonFiniteError
     from limbeck.engine.trainer import Stopped
+    from limbeck.teachers.asking import EndpointError
 
     if hasattr(error, "format_message"):  # words that fit no verb; typer carries click's exceptions under its own name
         context = getattr(error, "ctx", None)
@@ -65,7 +66,7 @@ def _other(error: Exception, debug: bool) -> int:
         return fail(str(error), LIMIT if error.reason == "limit" else INTERRUPTED)
     if debug:
         raise error
-    if isinstance(error, (NonFiniteError, CheckpointError)):
+    if isinstance(error, (NonFiniteError, CheckpointError, EndpointError)):
         return fail(str(error), FAULT)
     if isinstance(error, OSError) and error.errno in DISK:
         where = f" ({error.filename})" if error.filename else ""

@@ -125,8 +125,7 @@ class Server:
         self, forms: Iterable[str], send: Callable[[str], tuple[Any, dict[str, Any] | None]], ids: list[int]
     ) -> dict[str, Any] | None:
         """Ask in the form that this server understands; the first question finds out which, and nobody else asks until then."""
-        import openai
-
+        openai = _library()
         with nullcontext() if self._form else self._settling:
             usage, refused = (0, 0), None
             for form in [self._form] if self._form else forms:
@@ -251,8 +250,7 @@ class Server:
 
     def _connected(self) -> Any:
         if self._client is None:
-            import openai
-
+            openai = _library()
             parts = urlsplit(self.endpoint)
             if parts.scheme not in ("http", "https") or not parts.netloc:
                 raise RecipeError(f"teacher.endpoint '{self.endpoint}': needed is an address, http://host:8000/v1.")
@@ -290,6 +288,17 @@ class Server:
         except openai.OpenAIError:
             return "It does not say which models it has."
         return f"It has: {', '.join(names[:10])}."
+
+
+def _library() -> Any:
+    try:
+        import openai
+        import tenacity  # noqa: F401 - used as soon as something is asked
+    except ModuleNotFoundError as error:
+        raise RecipeError(
+            f"a teacher behind an endpoint needs {error.name}: pip install 'limbeck[endpoint]'"
+        ) from error
+    return openai
 
 
 def _passes(error: BaseException) -> bool:

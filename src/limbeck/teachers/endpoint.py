@@ -91,7 +91,8 @@ class Endpoint(Teacher):
         self._ids: dict[str, int | None] | None = None
         self.server = Server(endpoint, model, timeout, tries, self._id if tokenizer is not None else None)
         self.model = type(model, (_Far,), {})()  # figures and reports name a teacher by its network's class
-        self.source = _Answering(self.model, {"endpoint": endpoint, "model": model}, None)
+        self.source = _Answering(self.model, None, None)
+        self.source.said = f"{model} at {endpoint}"
         named = isinstance(tokenizer, (str, Path))
         self.source.tokenizer = str(tokenizer) if named else None
         self._tokenizer = (
@@ -177,10 +178,11 @@ class Endpoint(Teacher):
             "labels": self.labels,
         }
 
-    def keep_in(self, folder: Path) -> None:
+    def keep_in(self, folder: Path, *, main: bool = True) -> None:
         """Keep the answers beside this run's folder, for all runs there, and link them into it as `answers.jsonl`.
 
-        A run that was moved brings the answers in its folder along. Nothing is done where a journal was named.
+        A run that was moved brings the answers in its folder along. `main`: whether this process writes files. Where a
+        journal was named, that is the one, and only the costs are counted for this run.
         """
         self._run = str(folder.resolve())
         if self._given["journal"] is not None:
@@ -188,9 +190,11 @@ class Endpoint(Teacher):
         mark = hashlib.sha256(self.server.endpoint.encode()).hexdigest()[:8]
         name = "".join(c if c.isalnum() or c in "-." else "-" for c in self.server.model)
         shared, own = folder.resolve().parent / f"answers-{name}-{mark}.jsonl", folder / NAME
+        self._journal = Journal(shared)
+        if not main:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         shared.touch()
-        self._journal = Journal(shared)
         if own.exists() and not own.samefile(shared):
             self._journal.absorb(own)
             own.unlink()
@@ -392,10 +396,11 @@ class _Far(nn.Module):
 class _Answering(Source):
     """Where answers come from; the weights are as they are, somewhere else."""
 
+    said = ""
+
     def describe(self) -> str:
         """The model and its server."""
-        assert self.spec is not None
-        return f"{self.spec['model']} at {self.spec['endpoint']}"
+        return self.said
 
 
 def batch_device(batch: Batch) -> torch.device:
