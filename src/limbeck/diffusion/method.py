@@ -6,6 +6,7 @@ A method file states its options, its losses and the order of play in `learn`; e
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import torch
@@ -162,7 +163,7 @@ class DiffusionMethod(Method):
         grid = self.grid.to(self._device(batch))
         x = self.noise.sigma(grid[0]) * self.fresh(batch)
         with torch.no_grad():
-            for here, there in zip(grid[:place], grid[1 : place + 1]):
+            for here, there in pairwise(grid[: place + 1]):
                 t, s = here.expand(len(x)), there.expand(len(x))
                 said = self.generator(x, t, self.given(batch, "student"))
                 again = self.solver == "renoise"
