@@ -19,6 +19,7 @@ from limbeck.evaluation import speed
 from limbeck.listening import Enough, Hook, Recorder, Replace, Visit
 from limbeck.randomness import seeds_for
 from limbeck.signals import OUTPUT, Place, Projection, Signals, Tap, select, signals_of_output
+from limbeck.sketches import Sketch
 from limbeck.sources import Source, fingerprint, load_model
 from limbeck.views import View
 
@@ -251,7 +252,9 @@ class Actor:
                 "the others are shown too. Let it work on a new tensor: x = x + 1 in place of x += 1, relu(x) in place of relu_(x)"
             )
         self.shapes = {
-            name: tuple(value.shape[1:]) for name, value in signals.items() if isinstance(value, (Tensor, Projection))
+            name: tuple(value.shape[1:])
+            for name, value in signals.items()
+            if isinstance(value, (Tensor, Projection, Sketch))
         }
         return self.shapes
 
@@ -316,17 +319,39 @@ class Student(Actor):
 
     `layers` keeps so many blocks of a network of transformers (evenly spread), or those of these numbers, with their
     weights: see `limbeck.models.shrink`. Taps are those of the smaller network.
+    `lora` (`{rank: 64, alpha, targets, dropout, whole}`) lets low-rank adapters learn in place of the network's own
+    weights: see `limbeck.models.lora`. They are merged into the weights when the student ships.
     """
 
     whose = "student"
 
-    def __init__(self, model: nn.Module | str | Path, *, layers: int | Collection[int] | None = None, **keys: Any):
+    def __init__(
+        self,
+        model: nn.Module | str | Path,
+        *,
+        layers: int | Collection[int] | None = None,
+        lora: Mapping[str, Any] | None = None,
+        **keys: Any,
+    ):
         super().__init__(model, **keys)
         self.layers = layers if layers is None or isinstance(layers, int) else list(layers)
         if self.layers is not None:
             from limbeck.models.shrink import shrink
 
             self.model = self.source.model = shrink(self.model, layers=self.layers)
+            self.listen_again()
+        self.lora = dict(lora) if lora is not None else None
+        if self.lora is not None:
+            from limbeck.models.lora import adapt
+
+            adapt(self.model, **self.lora, reloadable=self.source.weights is not None)
+            self.listen_again()
+
+    def merge(self) -> None:
+        """Make adapters part of the weights, for good: the network is then as any other of its kind."""
+        from limbeck.models.lora import merge
+
+        if merge(self.model):
             self.listen_again()
 
 
@@ -339,6 +364,7 @@ class Teacher(Actor):
     """
 
     whose = "teacher"
+    sketches = False  # whether its logits are sketches: some classes, and the mass of the rest
 
     def __new__(cls, model: Any = None, *args: Any, **kwargs: Any) -> Self:
         """A network that teaches; the path of a cache makes a `limbeck.teachers.stored.Stored`."""

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from limbeck import bridges, labels, losses
 from limbeck.actors import Student, Teacher
 from limbeck.errors import RecipeError, nearest
-from limbeck.losses import linear
+from limbeck.losses import linear, sketched
 from limbeck.losses.masking import aligned
 from limbeck.schedules import Schedule, to_schedule
 from limbeck.signals import Projection, Signals
+from limbeck.sketches import Sketch
 
 Number = float | Tensor
 
@@ -242,6 +243,8 @@ class Objective(nn.Module):
             for actor, name in ((student, term.student_reads), (teacher, term.teacher_reads)):
                 if name not in actor.shapes:
                     raise RecipeError(f"{term.name} reads '{name}': {actor.lacks(name)}")
+            if teacher.sketches and term.teacher_reads == "logits":
+                _refuse_whole(term)
             ours, theirs = student.shapes[term.student_reads], teacher.shapes[term.teacher_reads]
             if term.student_reads == term.teacher_reads == "logits" and isinstance(term.bridge, str):
                 self._match_logits(student, teacher, ours, theirs)
@@ -297,8 +300,12 @@ class Objective(nn.Module):
     def _fused(self, term: Term, ours: Any, theirs: Any) -> Callable[..., Tensor] | None:
         """The form of a term's loss that reads hidden states and heads, where nothing stands between it and both.
 
-        A teacher that learns as well needs its own gradient, which that form does not give.
+        A teacher that learns as well needs its own gradient, which that form does not give. What a sketch knows is
+        compared by a form of its own.
         """
+        if isinstance(theirs, Sketch):
+            _refuse_whole(term)
+            return sketched.matching(term.function)
         if not (isinstance(ours, Projection) and isinstance(theirs, Projection)) or term.scope == "batch":
             return None
         if self.match is not None or _key(term) in self.bridges or term.options.get("dim", -1) != -1:
@@ -348,6 +355,20 @@ class Objective(nn.Module):
             fits = mask.dim() < values.dim()
             mask = aligned(mask, values.shape, "mask").expand_as(values) if fits else None
         return Loss.mean(term.name, values, mask)
+
+
+def _refuse_whole(term: Term) -> None:
+    """A loss that needs every class cannot be had of a teacher who tells some.
+
+    Raises:
+        RecipeError: with the losses that can.
+    """
+    if sketched.matching(term.function) is None or term.scope == "batch":
+        able = ", ".join(name for name, loss in losses.known().items() if sketched.matching(loss) is not None)
+        raise RecipeError(
+            f"{term.name} compares whole distributions, and of this teacher some classes and the mass of the rest are known "
+            f"(stored, or from an endpoint). These can do with that: {able}; or take the teacher itself"
+        )
 
 
 def _shared_classes(student: Student, teacher: Teacher, ours: int, theirs: int) -> int | None:
