@@ -8,6 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from limbeck.actors import Student, Teacher
+from limbeck.data.load import load_data
+from limbeck.engine.course import settle
+from limbeck.engine.settings import TrainSettings
+from limbeck.engine.trainer import Situation
+from limbeck.method import Method
+from limbeck.tasks import Task
+
 transformers = pytest.importorskip("transformers")
 transformers.utils.logging.set_verbosity_error()
 
@@ -65,3 +73,30 @@ def keys(tmp_path: Path, **more: Any) -> dict[str, Any]:
     data = {"path": str(manifest(tmp_path / "data")), "columns": {"text": "text", "label": "label"}}
     train = {"steps": 2, "batch_size": 8}
     return {"task": "classification", "data": data, "control": "none", "train": train} | more
+
+
+def pair(tmp_path: Path, student: Any = None, teacher: Any = None, **train: Any) -> Situation:
+    """An encoder of four layers and one of two as teacher and student, on these texts; `float64`, without dropout."""
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    big = teacher or Teacher(encoder(tmp_path / "teacher", **still))
+    small = student or Student(encoder(tmp_path / "student", layers=2, width=8, heads=2, seed=1, **still))
+    for actor in (small, big):
+        actor.model.double()
+    data = load_data(str(manifest(tmp_path / "data")), columns={"text": "text", "label": "label"})
+    settings = TrainSettings(**({"steps": 2, "batch_size": 8} | train))
+    return Situation(small, big, Task("classification", labels=NAMES), data, settings)
+
+
+def settled(method: Method, where: Situation, rows: int = 5) -> dict[str, Any]:
+    """The method set up in its situation, both networks in eval mode, and a batch of texts of different length."""
+    for actor in (where.student, where.teacher):
+        actor.look_at(where.data.columns)
+    settle(method, where)
+    where.student.model.eval()
+    return where.data["train"].__getitems__(list(range(rows)))
+
+
+def inside(model: Any, reader: Any, texts: list[str]) -> tuple[Any, torch.Tensor]:
+    """What transformers itself says of texts: hidden states and logits; and the mask."""
+    tokens = reader(texts, padding=True, return_tensors="pt")
+    return model(**tokens, output_hidden_states=True), tokens["attention_mask"].bool()
