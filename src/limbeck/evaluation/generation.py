@@ -103,7 +103,7 @@ def neighbourhoods(generated: Features, real: Features, k: int = 3) -> dict[str,
         )
     reach = [_squares(x, x).kthvalue(k + 1, dim=1).values for x in (a, b)]
     apart = _squares(a, b)
-    in_real, in_generated = apart <= reach[1], apart.T <= reach[0]
+    in_real, in_generated = apart <= reach[1], reach[0] >= apart.T
     return {
         "precision": float(in_real.any(1).double().mean()),
         "recall": float(in_generated.any(1).double().mean()),

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from limbeck.sources import Source
 
 _HERE = "limbeck.models.adapters"
-FOLDERS = {"modules.json": "of_sentence_transformers", "config.json": "of_transformers"}  # in this order
+FOLDERS = {  # in this order
+    "model_index.json": "of_diffusers",
+    "modules.json": "of_sentence_transformers",
+    "config.json": "of_transformers",
+}
 FAMILIES = {
     "transformers": "of_transformers",
     "timm": "of_timm",
@@ -44,6 +48,8 @@ def read(place: str | Path, whose: str, args: Mapping[str, Any], family: str = "
 
 def rebuilt(folder: Path, facts: Mapping[str, Any], whose: str) -> Source | None:
     """The network of a student folder that has its library's configuration, weights as constructed; None for any other."""
+    if (folder / "pipeline" / "model_index.json").exists():
+        return read(folder / "pipeline", whose, facts.get("args") or {}, "of_diffusers")
     if not (folder / "config.json").exists():
         return None
     from limbeck.models.adapters import of_transformers
@@ -60,8 +66,9 @@ def settle(source: Source) -> None:
     if source.view_for is None and callable(getattr(source.model, "view_for", None)):
         source.view_for = source.model.view_for  # type: ignore[assignment]
     family = family_of(source.model)
-    if family is not None:
-        importlib.import_module(f"{_HERE}.{family}").settle(source)
+    module = None if family is None else importlib.import_module(f"{_HERE}.{family}")
+    if hasattr(module, "settle"):
+        module.settle(source)  # type: ignore[union-attr]
 
 
 def keep(model: nn.Module, folder: Path, origin: str | Path | None) -> None:
@@ -96,4 +103,4 @@ def at_home(view: Any, folder: Path) -> Any:
 
 def family_of(model: nn.Module) -> str | None:
     """The family that the class of a model comes from; somebody's own subclass is theirs to describe."""
-    return FAMILIES.get(type(model).__module__.partition(".")[0])
+    return getattr(model, "family", None) or FAMILIES.get(type(model).__module__.partition(".")[0])
