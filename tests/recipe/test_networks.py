@@ -69,6 +69,7 @@ def test_a_student_object_is_given_back_as_it_is(here: Path):
         "view": "x",
         "taps": {"hint": "first"},
         "layers": None,
+        "lora": None,
         "labels": ["a", "b", "c"],
         "tokenizer": None,
         "dtype": None,
@@ -150,7 +151,8 @@ def test_there_is_no_teacher_where_none_is_named(here: Path):
     ("keys", "sentence"),
     [
         ({"teacher": {"endpoint": "http://x", "model": "y", "weights": "w"}}, r"teacher\.weights is for a network"),
-        ({"student": {"model": "a:b", "lora": {"rank": 4}}}, r"student\.lora is not there yet"),
+        ({"student": {"model": "a:b", "lora": {"rank": 0}}}, r"student\.lora\.rank"),
+        ({"student": {"model": "a:b", "lora": {"rnak": 4}}}, r"unknown key 'student\.lora\.rnak'\. Did you mean 'rank'\?"),
         ({"student": {"model": "a:b", "layers": "some"}}, r"student\.layers: "),
         ({"student": {"modle": "a:b"}}, r"unknown key 'student\.modle'\. Did you mean 'model'\?"),
         ({"student": 3}, r"student\.model: a model is a path"),
@@ -165,8 +167,11 @@ def test_what_does_not_fit_is_said(keys: dict, sentence: str):
         Recipe.of(keys)
 
 
-def test_lora_that_is_not_given_is_no_problem():
-    assert "lora" not in student(model="a:b", lora=None).to_yaml()
+def test_lora_is_a_section_of_its_own():
+    written = {"rank": 4, "alpha": None, "targets": ["q_proj"], "dropout": 0.0, "whole": None}
+    assert student(model="a:b", lora={"rank": 4, "targets": "q_proj"}).to_mapping()["student"]["lora"] == written
+    assert student(model="a:b", lora=None).to_mapping()["student"]["lora"] is None
+    assert Recipe.of({"student": "a:b"}, "student.lora.rank=8").student.lora.rank == 8
 
 
 def test_names_of_classes_are_words_whatever_yaml_makes_of_them():

@@ -20,14 +20,15 @@ class MovingAverage:
 
     def __init__(self, model: nn.Module, decay: float):
         self.model, self.decay, self.updates = model, decay, 0
-        self.average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        fixed = weights.elsewhere(model)
+        self.average = {n: tensor.detach().clone() for n, tensor in model.state_dict().items() if n not in fixed}
 
     @torch.no_grad()
     def update(self) -> None:
         """Take the model's present weights in."""
         self.updates += 1
         keep = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for name, tensor in self.model.state_dict().items():
+        for name, tensor in self._now().items():
             if tensor.is_floating_point():
                 self.average[name].lerp_(tensor, 1 - keep)
             else:
@@ -36,12 +37,19 @@ class MovingAverage:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """The model holds the average inside this block, and its own weights again after it."""
-        own = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
-        self.model.load_state_dict(self.average)
+        own = {name: tensor.detach().clone() for name, tensor in self._now().items()}
+        self.give()
         try:
             yield
         finally:
-            self.model.load_state_dict(own)
+            self.model.load_state_dict(own, strict=False)
+
+    def give(self) -> None:
+        """Put the average into the model for good."""
+        self.model.load_state_dict(self.average, strict=False)  # what never changes is not averaged
+
+    def _now(self) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in self.model.state_dict().items() if name in self.average}
 
     def state_dict(self) -> dict[str, Tensor | int]:
         """For a checkpoint."""

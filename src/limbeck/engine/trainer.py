@@ -126,7 +126,7 @@ class Trainer:
         if self.settings.select == "best" and self.best_weights is not None:
             self._give(self.best_weights)
         elif self.ema is not None:
-            self.situation.student.model.load_state_dict(self.ema.average)
+            self.ema.give()
         chosen = self.best if self.settings.select == "best" else self.latest
         return StageResult(
             self.stage.name,

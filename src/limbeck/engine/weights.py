@@ -18,13 +18,15 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def take(module: nn.Module) -> dict[str, Tensor]:
-    """All parameters and buffers of a module that it saves."""
-    return {name: whole(tensor) for name, tensor in module.state_dict().items()}
+    """All parameters and buffers of a module that it saves, but for frozen ones that a file gives back."""
+    kept = elsewhere(module)
+    return {name: whole(tensor) for name, tensor in module.state_dict().items() if name not in kept}
 
 
 def give(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Put back what `take` took."""
-    own = module.state_dict()
+    kept = elsewhere(module)
+    own = {name: tensor for name, tensor in module.state_dict().items() if name not in kept or name in state}
     if own.keys() != state.keys():
         odd = sorted(own.keys() ^ state.keys())
         raise RuntimeError(
@@ -33,6 +35,11 @@ def give(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(like(state[name], tensor))
+
+
+def elsewhere(module: nn.Module) -> frozenset[str]:
+    """The names of what does not change and lies in a file: weights under low-rank adapters (`limbeck.models.lora`)."""
+    return getattr(getattr(module, "adapted", None), "elsewhere", frozenset())
 
 
 def agree(module: nn.Module, world: World) -> None:

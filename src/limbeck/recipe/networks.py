@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import torch
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator
 from torch import nn
 
 from limbeck.actors import Actor, Student, Teacher
 from limbeck.errors import RecipeError
-from limbeck.recipe.checking import later, validated
+from limbeck.recipe.checking import validated
 from limbeck.recipe.live import Absent, address, spell
-from limbeck.recipe.sections import Arguments, Labels, Section, word
+from limbeck.recipe.sections import Arguments, Labels, Section, listed, word
 from limbeck.sources import context_of, import_from, tokenizer_beside
 from limbeck.teachers.endpoint import Endpoint
 from limbeck.teachers.mixture import Mixture
@@ -137,19 +137,26 @@ class NetworkKeys(Section):
         }
 
 
+class LoraKeys(Section):
+    """Low-rank adapters that learn in place of the network: what the keys mean, `limbeck.models.lora.adapt` says."""
+
+    rank: Annotated[int, Field(ge=1)] = 16
+    alpha: Annotated[float, Field(gt=0)] | None = None
+    targets: Annotated[list[str] | None, BeforeValidator(listed)] = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    whole: Annotated[list[str] | None, BeforeValidator(listed)] = None
+
+
 class StudentKeys(NetworkKeys):
     """The network that learns; `layers` of a network of transformers stay, so many or those of these numbers."""
 
     layers: int | list[int] | None = None
+    lora: LoraKeys | None = None
     dtype: Dtype = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _later(cls, value: Any) -> Any:
-        return later(value, "student", {"lora": "train the whole network"})
-
     def _rest(self) -> dict[str, Any]:
-        return super()._rest() | {"dtype": self.dtype, "layers": self.layers}
+        lora = None if self.lora is None else self.lora.model_dump()
+        return super()._rest() | {"dtype": self.dtype, "layers": self.layers, "lora": lora}
 
 
 class TeacherKeys(NetworkKeys):
@@ -187,7 +194,7 @@ def changeable(value: Any) -> Any:
         return (
             found
             | {"model": found["model"].model, "args": {}, "weights": None}
-            | ({"layers": None} if "layers" in found else {})
+            | ({"layers": None, "lora": None} if "layers" in found else {})
         )
     return found
 
@@ -211,7 +218,7 @@ def _facts(actor: Actor) -> dict[str, Any]:
     }
     if isinstance(actor, Teacher):
         return facts | {"label_map": actor.label_map}
-    return facts | ({"layers": actor.layers} if isinstance(actor, Student) else {})
+    return facts | ({"layers": actor.layers, "lora": actor.lora} if isinstance(actor, Student) else {})
 
 
 def kind_of(keys: Any) -> type[TeacherKeys]:

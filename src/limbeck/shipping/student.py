@@ -22,8 +22,9 @@ def write(folder: Path, student: Student, task: Task, data: Data, spec: dict[str
     """Write `folder` anew: filled aside and renamed, so that a half-written student never stands there.
 
     Holds the student's own parameters and buffers only: no teacher, no optimiser, and no bridge but one that was built
-    into the student because it ships.
+    into the student because it ships. Low-rank adapters are merged into the weights, for good.
     """
+    student.merge()
     aside = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -55,7 +56,8 @@ def write(folder: Path, student: Student, task: Task, data: Data, spec: dict[str
 
 
 def read_into(student: Student, folder: Path) -> None:
-    """Load the weights of a student folder into a student of the same architecture."""
+    """Load the weights of a student folder into a student of the same architecture (whose adapters go: those are merged)."""
+    student.merge()
     load_weights(student.model, folder / WEIGHTS_FILE, "student")
 
 
