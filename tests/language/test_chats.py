@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from saved_tokenizers import KINDS, TEMPLATES, byte_bpe
+from saved_tokenizers import KINDS, SPECIALS, TEMPLATES, byte_bpe
 
 from limbeck.errors import RecipeError
 from limbeck.language.chats import Encoded, Sample, answered, chat, checked, encode, plain
@@ -101,34 +101,42 @@ def test_an_answer_that_goes_on_from_a_prompt(made: Any, kind: str, prompt: str,
     (encoded,) = encode(tokens, [sample])
     assert sample.empty == (completion == "")
     assert encoded.ids[-1] == tokens.eos[0]
-    assert encoded.counted[-1] == (len(encoded.ids) > 1)
+    assert encoded.counted[-1]
     prompt_ids = tokens.encode(prompt)
     if completion:
         assert encoded.ids[: len(prompt_ids)].tolist() == prompt_ids
-        assert encoded.counted.tolist() == [bool(n) and n >= len(prompt_ids) for n in range(len(encoded.ids))]
+        assert encoded.counted.tolist() == [n >= len(prompt_ids) for n in range(len(encoded.ids))]
     if kind == "byte_bpe":
         counted = encoded.ids[encoded.counted].tolist()
-        said = (
-            completion
-            if prompt_ids or not completion
-            else completion.encode()[len(tokens.pieces[encoded.ids[0]]) :].decode()
-        )
-        assert tokens.decode(counted[:-1]) == said
-        assert int(encoded.bytes.sum()) == len(said.encode())
+        assert tokens.decode(counted[:-1]) == completion
+        assert int(encoded.bytes.sum()) == len(completion.encode())
 
 
 @given(text=st.text(max_size=30))
 @example(text="🙂🙂")
-def test_every_token_of_a_text_counts_but_the_first(made: Any, text: str) -> None:
-    assume(not any(special in text for special in ("<pad>", "<s>", "</s>", "<unk>")))
+def test_every_token_of_a_text_counts(made: Any, text: str) -> None:
+    assume(not any(special in text for special in SPECIALS))
     tokens = made("byte_bpe", None)
     (encoded,) = encode(tokens, [plain(text)])
     ids = tokens.encode(text)
     assert encoded.ids.tolist() == [*ids, tokens.eos[0]]
-    assert encoded.counted.tolist() == [False] + [True] * len(ids)
+    assert encoded.counted.all()
+    assert encoded.bytes.tolist() == [*(len(tokens.pieces[i]) for i in ids), 0]
+    assert encoded.ends.tolist() == np.cumsum(encoded.bytes).tolist()
     assert plain(text).empty == (text == "")
-    first = len(tokens.located([text])[0].ends[:1]) and int(tokens.located([text])[0].ends[0])
-    assert int(encoded.bytes.sum()) == len(text[first:].encode())
+
+
+@given(text=st.text(alphabet=LETTERS, max_size=20))
+@example(text=" 🙂")
+def test_ends_are_those_of_the_bytes(made: Any, text: str) -> None:
+    """Bytes of letters that are no token of their own; a space that is put before the text is no byte of it."""
+    tokens = made("metaspace_bpe", None)
+    (encoded,) = encode(tokens, [plain(text)])
+    said = b"".join(tokens.pieces[i] for i in encoded.ids[:-1])
+    extra = len(said) - len(text.encode())
+    assert extra == (1 if text and text[0] != " " else 0)
+    ends = np.cumsum([len(tokens.pieces[i]) for i in encoded.ids]) - extra
+    assert encoded.ends.tolist() == ends.clip(min=0).tolist()
 
 
 def test_a_token_in_front_makes_the_first_one_count(made: Any) -> None:
@@ -137,6 +145,7 @@ def test_a_token_in_front_makes_the_first_one_count(made: Any) -> None:
     (text,), (answer,) = encode(tokens, [plain("hello")]), encode(tokens, [answered("hello", " there")])
     assert text.ids.tolist() == [tokens.bos, *tokens.encode("hello"), 2]
     assert text.counted.tolist() == [False] + [True] * (len(text.ids) - 1)
+    assert text.ends.tolist()[0] == 0
     assert int(text.bytes.sum()) == 5
     assert answer.ids[0] == tokens.bos
     assert tokens.decode(answer.ids[answer.counted]) == " there</s>"

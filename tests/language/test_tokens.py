@@ -177,7 +177,7 @@ def test_where_tokens_end(kind: str, tmp_path: Path) -> None:
     """A text is parted among its tokens: the ends rise to its end, and (but for WordPiece's spaces) spell the pieces."""
     tokens = Tokens.load(KINDS[kind](tmp_path))
     text = "Hello the  answer, 42! "
-    ids, ends = tokens.located([text])[0]
+    ids, ends = tokens.located(text)
     assert ids == tokens.encode(text)
     assert (np.diff(ends) >= 0).all()
     parts = [text[a:b] for a, b in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True)]
@@ -194,7 +194,7 @@ def test_ends_without_offsets(tokens: Tokens) -> None:
     slow = Tokens(tokens.tokenizer)
     slow.__dict__["_encoder"] = None
     text = "Größe: the 🙂 answer é 42"
-    fast, other = tokens.located([text])[0], slow.located([text])[0]
+    fast, other = tokens.located(text), slow.located(text)
     assert fast.ids == other.ids
     assert fast.ends.tolist() == other.ends.tolist()
     assert slow.encoded(["the answer"]) == tokens.encoded(["the answer"])

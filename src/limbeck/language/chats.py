@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -20,38 +20,46 @@ ASSISTANT = "assistant"
 class Sample:
     """A text, and the parts of it that count (begin, end in characters, in order, apart from each other).
 
-    `framed`: the text is bare, so that the tokens that begin and end a text go around it; a chat template writes them.
-    `empty`: there is an answer, but nothing stands in it. `endless`: no end token after an answer.
+    `front`, `back`: the token that begins a text, and the one that ends it, go around this one; a chat template writes them
+    itself. `empty`: there is an answer, but nothing stands in it. `endless`: no end token after an answer.
     """
 
     text: str
     spans: Sequence[tuple[int, int]]
-    framed: bool = False
+    front: bool = False
+    back: bool = False
     empty: bool = False
     endless: bool = False
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Tokens, which of them count, and how many bytes of text each counted one spells (0 for end tokens)."""
+    """A sample as tokens.
+
+    Attributes:
+        ids: the tokens, with those that begin and end a bare text.
+        counted: which of them the model has to write; the first is not predicted by anything all the same.
+        bytes: how many bytes of text each counted one spells (0 for end tokens).
+        ends: where in the text's bytes each token ends, never falling.
+    """
 
     ids: Int64[np.ndarray, "tokens"]
     counted: Bool[np.ndarray, "tokens"]
     bytes: Int64[np.ndarray, "tokens"]
-    ends: Int64[np.ndarray, "tokens"] = field(default_factory=lambda: np.zeros(0, np.int64))
+    ends: Int64[np.ndarray, "tokens"]
 
 
 def plain(text: Any) -> Sample:
     """A text of which every token counts."""
     text = whole_characters(_words(text))
-    return Sample(text, [(0, len(text))], framed=True, empty=not text)
+    return Sample(text, [(0, len(text))], front=True, back=True, empty=not text)
 
 
 def answered(prompt: Any, completion: Any) -> Sample:
     """A beginning, and how it goes on: this counts, with the end token behind it."""
     prompt, completion = whole_characters(_words(prompt)), whole_characters(_words(completion))
     text = prompt + completion
-    return Sample(text, [(len(prompt), len(text))], framed=True, empty=not completion)
+    return Sample(text, [(len(prompt), len(text))], front=True, back=True, empty=not completion)
 
 
 def chat(tokens: Tokens, messages: Any, first: int = 0) -> Sample:
@@ -167,51 +175,79 @@ def encode(tokens: Tokens, samples: Sequence[Sample]) -> list[Encoded]:
     So the tokens before each part, and up to its end, are those of that text alone. Where the tokenizer would join
     letters over such a place, the text is taken apart there.
     """
-    whole = tokens.located([sample.text for sample in samples])
-    bounds = [[bound for span in sample.spans for bound in span] for sample in samples]
-    inner = [[bound for bound in ends if 0 < bound < len(s.text)] for ends, s in zip(bounds, samples, strict=True)]
-    heads = iter(tokens.encoded([s.text[:bound] for s, ends in zip(samples, inner, strict=True) for bound in ends]))
+    whole = [_Whole.of(tokens, sample, ids) for sample, ids in zip(samples, tokens.encoded([s.text for s in samples]))]
+    heads = iter(tokens.encoded([head for one in whole for _, _, head in one.heads]))
     found = []
-    for sample, ends, located in zip(samples, inner, whole, strict=True):
-        beginnings = [next(heads) for _ in ends]
-        if all(located.ids[: len(head)] == head for head in beginnings):
-            cuts = dict(zip(ends, map(len, beginnings), strict=True))
-        else:
-            located, cuts = _apart(tokens, sample.text, ends)
-        cuts |= {0: 0, len(sample.text): len(located.ids)}
+    for sample, one in zip(samples, whole, strict=True):
+        located, cuts, fits = one.located, {0: 0, len(sample.text): len(one.located.ids)}, True
+        for bound, known, _ in one.heads:
+            head = next(heads)
+            cuts[bound] = known + len(head)
+            fits &= located.ids[known : cuts[bound]] == head
+        if not fits:
+            located, cuts = _apart(tokens, sample.text, sorted({bound for bound, _, _ in one.heads}))
         found.append(_encoded(tokens, sample, located, cuts))
     return found
 
 
+@dataclass(frozen=True)
+class _Whole:
+    """A text as the tokenizer has it in one piece.
+
+    `heads`: for each place where a part that counts begins or ends: the place, how many tokens are sure to stand before
+    it, and the text from there to the place, whose tokens must be the next ones. No tokenizer looks past a special token.
+    """
+
+    located: Located
+    heads: list[tuple[int, int, str]]
+
+    @classmethod
+    def of(cls, tokens: Tokens, sample: Sample, ids: list[int]) -> _Whole:
+        text = sample.text
+        inner = [bound for span in sample.spans for bound in span if 0 < bound < len(text)]
+        located = Located(ids, tokens.ends(ids, text))
+        if not inner:
+            return cls(located, [])
+        before = bytes_before(text)
+        special = np.flatnonzero(tokens.is_special(np.array(ids, np.int64)))
+        reached = np.searchsorted(located.ends[special], before[inner], side="right")
+        heads = []
+        for bound, passed in zip(inner, reached.tolist(), strict=True):
+            known = int(special[passed - 1]) if passed else 0
+            start = int(np.searchsorted(before, located.ends[known - 1])) if known else 0
+            heads.append((bound, known, text[start:bound]))
+        return cls(located, heads)
+
+
 def _apart(tokens: Tokens, text: str, bounds: Sequence[int]) -> tuple[Located, dict[int, int]]:
     """The ids of a text with a token boundary at each bound, and how many ids are before it."""
-    ids, ends, cuts = [], [], {}
-    edges = [0, *sorted(set(bounds)), len(text)]
-    for begin, end in pairwise(edges):
-        part = tokens.continuing(text[begin:end]) if begin else tokens.located([text[:end]])[0]
+    before = bytes_before(text)
+    ids, ends, cuts = [], [], {0: 0}
+    for begin, end in pairwise([0, *bounds, len(text)]):
+        part = tokens.continuing(text[begin:end]) if begin else tokens.located(text[:end])
         ids += part.ids
-        ends.append(part.ends + begin)
+        ends.append(part.ends + before[begin])
         cuts[end] = len(ids)
     return Located(ids, np.concatenate(ends)), cuts
 
 
 def _encoded(tokens: Tokens, sample: Sample, located: Located, cuts: Mapping[int, int]) -> Encoded:
     ids = np.array(located.ids, np.int64)
-    counted = np.zeros(len(ids), bool)
-    spelt = np.zeros(len(ids), np.int64)
     before = bytes_before(sample.text)
-    starts = np.concatenate([[0], located.ends[:-1]]).astype(np.int64)
+    ends = located.ends
+    starts = np.concatenate([np.zeros(1, np.int64), ends])[: len(ends)]
+    counted, spelt = np.zeros(len(ids), bool), np.zeros(len(ids), np.int64)
     for begin, end in sample.spans:
         mine = slice(cuts[begin], cuts[end])
         counted[mine] = True
-        spelt[mine] = before[np.clip(located.ends[mine], begin, end)] - before[np.clip(starts[mine], begin, end)]
-    spelt[np.isin(ids, np.array(sorted(tokens.specials), np.int64))] = 0
-    if sample.framed:
-        front, back = list(tokens.front), list(tokens.eos[:1])
-        ids = np.concatenate([front, ids, back]).astype(np.int64)
+        span = before[begin], before[end]
+        spelt[mine] = np.clip(ends[mine], *span) - np.clip(starts[mine], *span)
+    spelt[tokens.is_special(ids)] = 0
+    front = list(tokens.front) if sample.front else []
+    back = list(tokens.eos[:1]) if sample.back else []
+    if front or back:
+        ids = np.array([*front, *ids, *back], np.int64)
         counted = np.concatenate([np.zeros(len(front), bool), counted, np.ones(len(back), bool)])
-        spelt = np.concatenate([np.zeros(len(front), np.int64), spelt, np.zeros(len(back), np.int64)])
-        located = Located([], np.concatenate([np.zeros(len(front)), located.ends, [len(sample.text)] * len(back)]))
-    if len(ids):  # nothing comes before the first token that could predict it
-        counted[0], spelt[0] = False, 0
-    return Encoded(ids, counted, spelt, np.asarray(located.ends, np.int64))
+        spelt = np.pad(spelt, (len(front), len(back)))
+        ends = np.concatenate([np.zeros(len(front), np.int64), ends, np.full(len(back), before[-1])])
+    return Encoded(ids, counted, spelt, ends)

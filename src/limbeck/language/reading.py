@@ -6,21 +6,24 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
+from jaxtyping import Bool
 from torch import Tensor
 
 from limbeck.data.tensors import Data, Split
 from limbeck.errors import RecipeError
+from limbeck.language import beside
 from limbeck.language.chats import Encoded, Sample, answered, chat, checked, encode, plain
 from limbeck.language.packing import pack as packed_rows
 from limbeck.language.split import Side, TokenSplit, described
 from limbeck.language.store import BUDGET, Store, Writer, cache_folder
-from limbeck.language.tokens import Tokens
+from limbeck.language.tokens import Tokens, bytes_before
 
 Reading: TypeAlias = Literal["chat", "text"]
+Document: TypeAlias = dict[str, Any]  # what the store keeps of it, by name
 BLOCK = 64  # rows tokenised at once
 VERSION = 1  # of what stands in a store: other numbers are other tokens
 FORMS = (("messages",), ("prompt", "completion"), ("text",))
@@ -72,9 +75,9 @@ def read(
     if teacher is not None and student.same_as(teacher):
         teacher = None
     form = _form(data)
-    reader = _Reader(form, student, teacher, length, task, student.has_template)
+    reader = _Reader(form, student, teacher, length, task)
     splits: dict[str, Split] = {}
-    digest = hashlib.sha256(repr(reader.mark(pack)).encode())
+    digest = hashlib.sha256(repr((reader.mark(), pack)).encode())
     told: Counter[str] = Counter()
     first, rows = 0, 0
     for name, split in data.splits.items():
@@ -118,6 +121,14 @@ def _form(data: Data) -> tuple[str, ...]:
     )
 
 
+class _Piece(NamedTuple):
+    """Tokens `start` to `stop` of a sample; those before `fresh` only lead up to what is new in it."""
+
+    start: int
+    stop: int
+    fresh: int
+
+
 @dataclass
 class _Reader:
     """Makes tokens of rows of one form."""
@@ -127,28 +138,25 @@ class _Reader:
     teacher: Tokens | None
     length: int | None
     task: Reading
-    dressed: bool  # whether prompts and completions are put into the chat template
-    kinds: dict[str, str] = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.kinds = {"ids": "int32", "counted": "uint8", "bytes": "int64", "row": "int64"}
-
-    def mark(self, pack: bool = False) -> tuple[Any, ...]:
+    def mark(self) -> tuple[Any, ...]:
         """All that decides which tokens a row becomes."""
         other = self.teacher.fingerprint if self.teacher else ""
-        return (VERSION, self.form, self.student.fingerprint, other, self.length, self.task, pack)
+        return (VERSION, self.form, self.student.fingerprint, other, self.length, self.task)
 
     def notices(self) -> list[str]:
         """What a person should know of how rows were read."""
-        chats = self.form == ("messages",) or (self.form[0] == "prompt" and self.task == "chat" and self.dressed)
         if self.form == ("messages",) and not self.student.has_template:
             return [
                 "The student's tokenizer has no chat template; chats are written as 'User:', 'Assistant:' and what they "
                 "say, each on lines of its own, with the end token after an answer."
             ]
-        if chats and self.form[0] == "prompt":
+        if self.form[0] == "prompt" and self._dressed(self.student):
             return ["Prompts and completions are written with the student's chat template, as user and assistant."]
         return []
+
+    def _dressed(self, tokens: Tokens) -> bool:
+        return self.task == "chat" and tokens.has_template
 
     def fingerprint(self, split: Split) -> str:
         """A hash of all texts, and of how they are read. The texts are read for it: a Dataset's own hash may not know them."""
@@ -160,36 +168,61 @@ class _Reader:
 
     def store(self, split: Split, mark: str, budget: int) -> tuple[Store, Counter[str]]:
         """The tokens of a split, and how many rows were cut, left out and so on."""
-        writer = Writer(self.kinds, cache_folder() / "tokens" / mark[:32], budget)
+        kinds = {"ids": "int32", "counted": "uint8", "bytes": "int64", "row": "int64"}
+        kinds |= beside.KINDS if self.teacher else {}
+        writer = Writer(kinds, cache_folder() / "tokens" / mark[:32], budget)
         if (kept := writer.found()) is not None:
             return kept, Counter(kept.facts)
         counts: Counter[str] = Counter()
         try:
-            start = 0
+            row = 0
             for block in _blocks(split, self.form):
-                for documents, facts in self.block(block, split.ids[start : start + len(block)]):
+                for documents, facts in self.block(block, split.ids[row : row + len(block)]):
                     for document in documents:
-                        writer.add({**document, "row": [start]})
+                        writer.add({**document, "row": [row]})
                     counts.update(facts)
-                    start += 1
-            return writer.finish(dict(counts)), counts
+                    row += 1
+            return writer.finish(counts), counts
         except BaseException:
             writer.give_up()
             raise
 
-    def block(self, rows: Sequence[Mapping[str, Any]], ids: Sequence[str]) -> Iterator[tuple[list[dict], list[str]]]:
+    def block(
+        self, rows: Sequence[Mapping[str, Any]], ids: Sequence[str]
+    ) -> Iterator[tuple[list[Document], list[str]]]:
         """For each row: the documents that it becomes, and what there is to tell about it."""
-        samples = []
+        samples = self.samples(self.student, rows, ids)
+        encoded = encode(self.student, samples)
+        parts = [self.pieces(*both) for both in zip(samples, encoded, strict=True)]
+        others: list[Sample] = []
+        if self.teacher is not None and self.form != ("text",):
+            others = self.samples(self.teacher, rows, ids)
+        theirs = encode(self.teacher, others) if self.teacher else []
+        for row, (sample, code, (pieces, facts)) in enumerate(zip(samples, encoded, parts, strict=True)):
+            documents = [_document(code, piece) for piece in pieces]
+            for document, piece in zip(documents, pieces, strict=True):
+                if self.teacher is not None:
+                    mine = beside.Half(self.student, sample, code, _kept(code, piece))
+                    if others:
+                        kept = _kept(theirs[row], _Piece(0, len(theirs[row].ids), 0))
+                        document |= beside.beside(
+                            mine, beside.Half(self.teacher, others[row], theirs[row], kept), piece.stop
+                        )
+                    else:
+                        document |= self.chunk(mine, piece)
+            yield documents, facts
+
+    def samples(self, tokens: Tokens, rows: Sequence[Mapping[str, Any]], ids: Sequence[str]) -> list[Sample]:
+        """Rows as texts with the parts that count."""
+        found = []
         for row, id in zip(rows, ids, strict=True):
             try:
-                samples.append(self.sample(self.student, row))
+                found.append(self.sample(tokens, row))
             except RecipeError as error:
                 raise RecipeError(f"Row {id}: {error}") from error
-        for sample, encoded in zip(samples, encode(self.student, samples), strict=True):
-            yield self.documents(sample, encoded)
+        return found
 
     def sample(self, tokens: Tokens, row: Mapping[str, Any]) -> Sample:
-        """A row as text with the parts that count."""
         if self.form == ("text",):
             return plain(row["text"])
         if self.form == ("messages",):
@@ -199,35 +232,73 @@ class _Reader:
             begin = checked(prompt) if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
             rest = completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]
             return chat(tokens, [*begin, *rest], first=len(begin))
-        if self.task == "chat" and self.dressed:
+        if self._dressed(tokens):
             said = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
             return chat(tokens, said)
         return answered(prompt, completion)
 
-    def documents(self, sample: Sample, encoded: Encoded) -> tuple[list[dict], list[str]]:
+    def pieces(self, sample: Sample, encoded: Encoded) -> tuple[list[_Piece], list[str]]:
         """What a row becomes: nothing, one document, or the chunks of a long text."""
+        size = len(encoded.ids)
         if sample.empty:
             return [], ["empty"]
         facts = ["endless"] if sample.endless else []
-        most = self.length or len(encoded.ids)
-        if len(encoded.ids) <= most:
-            return [_document(encoded, 0, most)], facts + ["silent"] * (not encoded.counted.any())
+        facts += [] if encoded.counted[1:].any() else ["silent"]
+        if self.length is None or size <= self.length:
+            return [_Piece(0, size, 0)], facts
         if self.form == ("text",):
-            starts = range(0, len(encoded.ids) - 1, most - 1)
-            return [_document(encoded, start, start + most) for start in starts], [*facts, "chunks"]
-        if encoded.counted.any() and not encoded.counted[:most].any():
+            return _chunks(sample, encoded, self.length, whole_letters=self.teacher is not None), [*facts, "chunks"]
+        if "silent" not in facts and not encoded.counted[1 : self.length].any():
             return [], ["long"]
-        return [_document(encoded, 0, most)], [*facts, "cut"] + ["silent"] * (not encoded.counted.any())
+        return [_Piece(0, self.length, 0)], [*facts, "cut"]
+
+    def chunk(self, mine: beside.Half, piece: _Piece) -> Document:
+        """The teacher's tokens of the text of a chunk."""
+        code = mine.encoded
+        begin, end = int(code.ends[piece.start - 1]) if piece.start else 0, int(code.ends[piece.stop - 1])
+        text = mine.sample.text.encode()[begin:end].decode(errors="replace")
+        sample = Sample(text, [(0, len(text))], front=piece.start == 0, back=piece.stop == len(code.ids))
+        cut = slice(piece.start, piece.stop)
+        part = Encoded(code.ids[cut], code.counted[cut], code.bytes[cut], code.ends[cut] - begin)
+        assert self.teacher is not None
+        (their,) = encode(self.teacher, [sample])
+        theirs = beside.Half(self.teacher, sample, their, _kept(their, _Piece(0, len(their.ids), 0)))
+        return beside.beside(beside.Half(self.student, sample, part, mine.kept[cut]), theirs, len(part.ids))
 
 
-def _document(encoded: Encoded, start: int, stop: int) -> dict[str, Any]:
-    counted = encoded.counted[start:stop].copy()
-    counted[:1] = False  # a chunk's first token was the last target of the chunk before
-    return {
-        "ids": encoded.ids[start:stop],
-        "counted": counted,
-        "bytes": [int(encoded.bytes[start:stop][counted].sum())],
-    }
+def _chunks(sample: Sample, encoded: Encoded, length: int, whole_letters: bool) -> list[_Piece]:
+    """Pieces of at most `length` tokens, each led up to by the last token of the one before: so every token counts once.
+
+    `whole_letters`: pieces are of whole characters, since a teacher with another tokenizer reads them too.
+    """
+    size = len(encoded.ids)
+    fine = np.ones(size + 1, bool)
+    if whole_letters:
+        letter = np.isin(encoded.ends, bytes_before(sample.text))
+        fine[1:size] = letter[:-1] & (np.diff(encoded.ends) > 0)
+    places = np.flatnonzero(fine)
+    pieces: list[_Piece] = []
+    done = 0
+    while done < size:
+        start = int(places[max(0, np.searchsorted(places, done) - 1)])
+        stop = int(places[np.searchsorted(places, min(start + length, size), side="right") - 1])
+        if stop <= done:  # a letter of more tokens than a row takes
+            start, stop = max(0, done - 1), min(max(0, done - 1) + length, size)
+        pieces.append(_Piece(start, stop, done))
+        done = stop
+    return pieces
+
+
+def _kept(encoded: Encoded, piece: _Piece) -> Bool[np.ndarray, "tokens"]:
+    """The tokens that have to be predicted in this piece: the first of a row is predicted by nothing."""
+    at = np.arange(len(encoded.ids))
+    return encoded.counted & (at > piece.start) & (at >= piece.fresh) & (at < piece.stop)
+
+
+def _document(encoded: Encoded, piece: _Piece) -> Document:
+    kept = _kept(encoded, piece)
+    cut = slice(piece.start, piece.stop)
+    return {"ids": encoded.ids[cut], "counted": kept[cut], "bytes": [int(encoded.bytes[kept].sum())]}
 
 
 def _blocks(split: Split, form: Sequence[str]) -> Iterator[list[dict[str, Any]]]:

@@ -7,11 +7,12 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
 from limbeck.errors import RecipeError
 
@@ -27,7 +28,7 @@ _ANCHORS = ("\n", "a", ".", "1", " ", "Z")
 
 
 class Located(NamedTuple):
-    """The ids of a text and, in characters of it, where each token ends (never falling)."""
+    """The ids of a text and, in its UTF-8 bytes, where each token ends (never falling)."""
 
     ids: list[int]
     ends: Int64[np.ndarray, "tokens"]
@@ -107,33 +108,49 @@ class Tokens:
             return [one.ids for one in self._encoder.encode_batch_fast(sound, add_special_tokens=False)]
         return [list(ids) for ids in self.tokenizer(sound, add_special_tokens=False, verbose=False)["input_ids"]]
 
-    def located(self, texts: Sequence[str]) -> list[Located]:
-        """The ids of several texts, and where in its text each token ends."""
-        sound = [whole_characters(text) for text in texts]
-        if self._encoder is not None:
-            return [
-                Located(one.ids, np.maximum.accumulate(np.array([end for _, end in one.offsets], np.int64)))
-                for one in self._encoder.encode_batch(sound, add_special_tokens=False)
-            ]
-        from limbeck.language.pieces import spans
+    def located(self, text: str) -> Located:
+        """The ids of a text, and where in its bytes each token ends."""
+        ids = self.encode(text)
+        return Located(ids, self.ends(ids, text))
 
-        found = []
-        for text, ids in zip(sound, self.encoded(sound), strict=True):
-            ends = np.maximum.accumulate(spans(self.tokenizer, ids, text))
-            found.append(Located(ids, np.searchsorted(bytes_before(text), ends, side="left")))
-        return found
+    def ends(self, ids: Sequence[int], text: str) -> Int64[np.ndarray, "tokens"]:
+        """Where in the bytes of a text each of its tokens `ids` ends (those that `encode` gives).
+
+        By what the tokens spell, where that is the text; else (small letters, accents cut off, spaces thrown away, unknown
+        letters) by the characters that the tokenizer says they are of, and by what they spell between special tokens.
+        """
+        data = whole_characters(text).encode()
+        extra = _space_in_front(b"".join(map(self._spelling.__getitem__, ids)), data)
+        numbers = np.array(ids, np.int64)
+        if extra is not None:
+            return np.maximum(np.cumsum(self._lengths[numbers]) - extra, 0)
+        if self._encoder is None:
+            from limbeck.language.pieces import spans
+
+            return np.maximum.accumulate(np.maximum(spans(self.tokenizer, numbers.tolist(), text), 0))
+        offsets = self._encoder.encode(whole_characters(text), add_special_tokens=False).offsets
+        ends = bytes_before(text)[np.maximum.accumulate(np.array([end for _, end in offsets], np.int64))]
+        for left, right in pairwise([-1, *np.flatnonzero(self.is_special(numbers)).tolist(), len(ids)]):
+            run, start = slice(left + 1, right), int(ends[left]) if left >= 0 else 0
+            if right - left > 1:
+                spelt = b"".join(map(self.pieces.__getitem__, ids[run]))
+                extra = _space_in_front(spelt, data[start : int(ends[right - 1])])
+                if extra is not None:
+                    ends[run] = np.maximum(start + np.cumsum(self._lengths[numbers[run]]) - extra, start)
+        return ends
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids, special tokens spelt out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def continuing(self, text: str) -> Located:
-        """The ids of a text that goes on from another: without the space that some tokenizers put before a text."""
+        """The same of a text that goes on from another: without the space that some tokenizers put before a text."""
         for anchor in _ANCHORS:
-            before, both = self.located([anchor, anchor + text])
-            if both.ids[: len(before.ids)] == before.ids:
-                return Located(both.ids[len(before.ids) :], both.ends[len(before.ids) :] - len(anchor))
-        return self.located([text])[0]
+            before, both = self.encoded([anchor, anchor + text])
+            if both[: len(before)] == before:
+                ends = self.ends(both, anchor + text)[len(before) :]
+                return Located(both[len(before) :], ends - len(anchor))
+        return self.located(text)
 
     @cached_property
     def _encoder(self) -> Any:
@@ -157,10 +174,30 @@ class Tokens:
         return pieces(self.tokenizer)
 
     @cached_property
+    def _spelling(self) -> list[bytes]:
+        """The pieces, and special tokens as they are written out."""
+        return [
+            self.spelt(i).encode() if special else piece
+            for i, (piece, special) in enumerate(zip(self.pieces, self._special, strict=True))
+        ]
+
+    @cached_property
+    def _lengths(self) -> Int64[np.ndarray, "size"]:
+        return np.array([len(piece) for piece in self._spelling], np.int64)
+
+    @cached_property
     def specials(self) -> frozenset[int]:
         """Ids that stand for no text."""
         added = getattr(self.tokenizer, "added_tokens_decoder", {})
         return frozenset(self.tokenizer.all_special_ids) | {i for i, token in added.items() if token.special}
+
+    def is_special(self, ids: Int64[np.ndarray, "tokens"]) -> Bool[np.ndarray, "tokens"]:
+        """Which of the ids stand for no text."""
+        return self._special[ids]
+
+    @cached_property
+    def _special(self) -> Bool[np.ndarray, "size"]:
+        return np.isin(np.arange(self.size), sorted(self.specials))
 
     def spelt(self, number: int) -> str:
         """A special token as templates write it: `<|im_end|>`."""
@@ -269,6 +306,11 @@ def bytes_before(text: str) -> Int64[np.ndarray, "characters_and_one"]:
     points = np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype=np.uint32)
     width = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(width)])
+
+
+def _space_in_front(spelt: bytes, data: bytes) -> int | None:
+    """0 where tokens spell just these bytes, 1 where a space is before them, else None."""
+    return 0 if spelt == data else 1 if spelt == b" " + data else None
 
 
 def whole_characters(text: str) -> str:
