@@ -279,7 +279,7 @@ def read(place: str | Path, whose: str, args: dict[str, Any]) -> Source:
             _release(pipeline)
         else:
             companions, network = known, _network_alone(diffusers, place)
-    except (OSError, ValueError, TypeError, AttributeError, EnvironmentError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RecipeError(f"{whose}.model '{place}': diffusers cannot read it: {first}") from error
     model = DiffusersNetwork(network, companions, **args)
@@ -314,7 +314,9 @@ def save_pipeline(model: DiffusersNetwork, folder: Path) -> None:
     pipeline = model.companions.pipeline
     if pipeline is None:
         kind = diffusers.DiTPipeline if "Transformer" in type(network).__name__ else diffusers.DDPMPipeline
-        pipeline = kind(**{"unet" if kind is diffusers.DDPMPipeline else "transformer": network, "scheduler": scheduler})
+        pipeline = kind(
+            **{"unet" if kind is diffusers.DDPMPipeline else "transformer": network, "scheduler": scheduler}
+        )
         pipeline.save_pretrained(folder)
         return
     parts = dict(pipeline.components)
@@ -362,9 +364,9 @@ def _network_alone(diffusers: Any, place: str | Path) -> Any:
 
 def _conditions(network: Any, null_class: int | None) -> tuple[str, int | None]:
     config = network.config
-    if config.get("cross_attention_dim") or config.get("joint_attention_dim") or config.get("caption_channels"):
-        if "encoder_hidden_states" in inspect.signature(network.forward).parameters:
-            return "text", None
+    texts = config.get("cross_attention_dim") or config.get("joint_attention_dim") or config.get("caption_channels")
+    if texts and "encoder_hidden_states" in inspect.signature(network.forward).parameters:
+        return "text", None
     classes = config.get("num_class_embeds")
     if classes:
         if null_class is not None and not 0 <= null_class < classes:
@@ -391,6 +393,8 @@ def _library(whose: str, place: str | Path) -> Any:
     try:
         import diffusers
     except ModuleNotFoundError as error:
-        raise RecipeError(f"{whose}.model {place} is a diffusers pipeline: pip install 'limbeck[diffusion]' to read it.") from error
+        raise RecipeError(
+            f"{whose}.model {place} is a diffusers pipeline: pip install 'limbeck[diffusion]' to read it."
+        ) from error
     diffusers.utils.logging.disable_progress_bar()
     return diffusers
