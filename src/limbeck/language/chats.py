@@ -149,7 +149,7 @@ def checked(messages: Any) -> list[dict[str, Any]]:
 
 def _content(content: Any) -> str:
     if isinstance(content, (list, tuple, np.ndarray)):
-        parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
+        parts: list[Any] = [part.get("text") if isinstance(part, Mapping) else part for part in content]
         if not all(isinstance(part, str) for part in parts):
             raise RecipeError(f"a message's content is text, or parts of type text; given was {_short(content)}.")
         return "".join(parts)

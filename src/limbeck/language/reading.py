@@ -280,7 +280,7 @@ def _chunks(sample: Sample, encoded: Encoded, length: int, whole_letters: bool) 
     pieces: list[_Piece] = []
     done = 0
     while done < size:
-        start = int(places[max(0, np.searchsorted(places, done) - 1)])
+        start = int(places[max(0, int(np.searchsorted(places, done)) - 1)])
         stop = int(places[np.searchsorted(places, min(start + length, size), side="right") - 1])
         if stop <= done:  # a letter of more tokens than a row takes
             start, stop = max(0, done - 1), min(max(0, done - 1) + length, size)

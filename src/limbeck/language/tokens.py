@@ -274,7 +274,7 @@ class Tokens:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
-            texts, marked = render_jinja_template(
+            found: Any = render_jinja_template(
                 [[dict(message) for message in messages]],
                 chat_template=self.template,
                 return_assistant_tokens_mask=self.marks_answers,
@@ -287,8 +287,8 @@ class Tokens:
                 f"The chat template of {self.place or 'the tokenizer'} refuses a chat of the roles [{roles}]: "
                 f"{_first_line(error)}"
             ) from error
-        spans = [(int(begin), int(end)) for begin, end in (marked[0] if marked else [])]
-        return texts[0], spans
+        texts, marked = found
+        return texts[0], [(int(begin), int(end)) for begin, end in (marked[0] if marked else [])]
 
     def _after_answers(self) -> int | None:
         """The special token that the template writes right after an answer."""
