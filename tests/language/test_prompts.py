@@ -9,11 +9,13 @@ from small_models import END, PAD, Words, batch_of
 from limbeck.errors import RecipeError
 from limbeck.language.prompts import (
     UNCOUNTED,
+    answers_of,
     choose_rows,
     columns_of,
     left_padded,
     prompt_lengths,
     renewed,
+    with_answers,
     written_lengths,
 )
 
@@ -46,9 +48,22 @@ def test_a_row_without_counted_targets_is_a_prompt_as_a_whole():
 
 
 def test_plain_text_has_as_many_prompt_tokens_as_are_asked_for():
-    batch = batch_of([([2], [3, 4, 5, 6]), ([2], [3])])
-    assert prompt_lengths(batch).tolist() == [1, 1]
-    assert prompt_lengths(batch, 3).tolist() == [3, 2]
+    batch = batch_of([([2], [3, 4, 5, 6]), ([2], [3]), ([2, 3], [4, 5, 6])])
+    assert prompt_lengths(batch).tolist() == [1, 1, 2]
+    assert prompt_lengths(batch, 3).tolist() == [3, 2, 2]
+
+
+@given(st.lists(st.tuples(words, words, words), min_size=1, max_size=5), st.integers(1, 9))
+def test_answers_are_exchanged(texts, width):
+    old, new = (batch_of([(t[0], t[i]) for t in texts]) for i in (1, 2))
+    answers, length = answers_of(new, width, PAD)
+    assert [row[:n] for row, n in zip(answers.tolist(), length.tolist(), strict=True)] == [t[2][:width] for t in texts]
+    assert answers.shape == (len(texts), width)
+    cut = batch_of([(t[0], t[2][:width]) for t in texts])
+    found = with_answers(old, prompt_lengths(old), answers, length, pad=PAD, pieces=Words().pieces)
+    assert found.keys() == cut.keys()
+    for name, value in found.items():
+        assert torch.equal(value, cut[name]), name
 
 
 def test_rows_that_cannot_be_continued_are_named():

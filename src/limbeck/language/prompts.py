@@ -21,12 +21,12 @@ Tokens2D = Int64[Tensor, "batch tokens"]
 Rows = Int64[Tensor, "batch"]
 
 
-def prompt_lengths(batch: Mapping[str, Any], least: int = 1) -> Rows:
+def prompt_lengths(batch: Mapping[str, Any], text_prompt: int = 1) -> Rows:
     """How many tokens of each row are its prompt: those before the last run of counted targets.
 
     `target[t]` is the token after position t, so a run that begins at t leaves t + 1 tokens. A row without a counted
-    target is a prompt as a whole. At least `least` tokens are prompt (all there are, where they are fewer): of plain
-    text, where every token is a target, the run would leave one.
+    target is a prompt as a whole. Plain text, where every token is a target, has no prompt of its own: its first
+    `text_prompt` tokens are taken (all there are, where they are fewer).
 
     Raises:
         RecipeError: rows hold several documents each, or one holds no token at all.
@@ -44,7 +44,7 @@ def prompt_lengths(batch: Mapping[str, Any], least: int = 1) -> Rows:
         raise RecipeError(f"row {row} is to be continued and holds no token at all. Give it a prompt, or leave it out.")
     after = torch.arange(1, counted.shape[1] + 1, device=counted.device)
     prompt = torch.where(begins.any(1), (begins * after).amax(1), length)
-    return torch.maximum(prompt, length.clamp(max=least))
+    return torch.where(prompt == 1, length.clamp(max=text_prompt), prompt)
 
 
 def left_padded(ids: Tokens2D, lengths: Rows, pad: int) -> tuple[Tokens2D, Int64[Tensor, "batch tokens"]]:
@@ -115,18 +115,70 @@ def renewed(batch: Mapping[str, Any], columns: Mapping[str, Any]) -> Batch:
     return {**kept, **columns}
 
 
+def one_below_the_other(ours: Mapping[str, Any], theirs: Mapping[str, Any], pad: int) -> Batch:
+    """The rows of one batch, then those of another with the same columns; the shorter texts padded."""
+    found: Batch = {}
+    for name in ours:
+        a, b = ours[name], theirs[name]
+        if isinstance(a, Tensor) and a.dim():
+            found[name] = torch.cat(_widened(name, a, b, pad))
+        else:
+            found[name] = [*a, *b] if isinstance(a, list) else a
+    return found
+
+
 def choose_rows(first: Bool[Tensor, "batch"], ours: Mapping[str, Any], theirs: Mapping[str, Any], pad: int) -> Batch:
     """Rows of `ours` where `first`, else of `theirs`; columns that both have, the shorter texts padded."""
     chosen: Batch = {}
-    fill = {"input_ids": pad, "target": UNCOUNTED}
     for name in ours:
         a, b = ours[name], theirs.get(name)
-        if not isinstance(a, Tensor) or not isinstance(b, Tensor):
-            if not isinstance(a, Tensor):
-                chosen[name] = a
-            continue
-        if a.dim() > 1 and name in COLUMNS:
-            width = max(a.shape[1], b.shape[1])
-            a, b = (torch.nn.functional.pad(x, (0, width - x.shape[1]), value=fill.get(name, 0)) for x in (a, b))
-        chosen[name] = torch.where(first.view(-1, *[1] * (a.dim() - 1)), a, b)
+        if isinstance(a, Tensor) and isinstance(b, Tensor):
+            a, b = _widened(name, a, b, pad)
+            chosen[name] = torch.where(first.view(-1, *[1] * (a.dim() - 1)), a, b)
+        elif not isinstance(a, Tensor):
+            chosen[name] = a
     return chosen
+
+
+def _widened(name: str, a: Tensor, b: Tensor, pad: int) -> tuple[Tensor, Tensor]:
+    """Both as long as the longer one, where they are columns of texts."""
+    if a.dim() < 2 or name not in COLUMNS:
+        return a, b
+    width, fill = max(a.shape[1], b.shape[1]), {"input_ids": pad, "target": UNCOUNTED}.get(name, 0)
+    longer = [torch.nn.functional.pad(x, (0, width - x.shape[1]), value=fill) for x in (a, b)]
+    return longer[0], longer[1]
+
+
+def with_answers(
+    batch: Mapping[str, Any],
+    prompt: Rows,
+    answer: Tokens2D,
+    length: Rows,
+    *,
+    pad: int,
+    pieces: Sequence[bytes] | None = None,
+    log_probs: Float[Tensor, "batch answers"] | None = None,
+) -> Batch:
+    """The batch with other answers: the first `prompt` tokens of each row, then the first `length` of its `answer`."""
+    ids = batch["input_ids"]
+    at = torch.arange(int((prompt + length).max()), device=ids.device)
+    known = None if log_probs is None else _row_by_row(torch.zeros_like(ids).float(), log_probs, prompt, at)
+    joined = _row_by_row(ids, answer.to(ids.dtype), prompt, at)
+    return renewed(batch, columns_of(joined, prompt, prompt + length, pad=pad, pieces=pieces, log_probs=known))
+
+
+def answers_of(batch: Mapping[str, Any], width: int, pad: int) -> tuple[Tokens2D, Rows]:
+    """The counted tokens of each row's one run, from the left, padded or cut to `width`; and how many they are."""
+    answer = batch["answer"]
+    begin, length = answer.long().argmax(1) + 1, answer.sum(1).clamp(max=width)
+    at = torch.arange(width, device=answer.device)
+    ids = batch["input_ids"].gather(1, (begin[:, None] + at).clamp(max=answer.shape[1] - 1))
+    return torch.where(at < length[:, None], ids, pad), length
+
+
+def _row_by_row(first: Tensor, second: Tensor, border: Int64[Tensor, "batch"], at: Int64[Tensor, "tokens"]) -> Tensor:
+    """Row i: `first[i]` up to `border[i]`, then `second[i]` from its beginning."""
+    behind = at - border[:, None]
+    ours = first.gather(1, at.clamp(max=first.shape[1] - 1).expand(len(first), -1))
+    theirs = second.gather(1, behind.clamp(0, second.shape[1] - 1))
+    return torch.where(behind < 0, ours, theirs)

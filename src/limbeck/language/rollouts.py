@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from limbeck.errors import RecipeError
 from limbeck.language.drawing import distribution, draw, mixed
-from limbeck.language.prompts import columns_of, ends, left_padded, prompt_lengths, renewed, written_lengths
+from limbeck.language.prompts import ends, left_padded, prompt_lengths, with_answers, written_lengths
 from limbeck.randomness import fold, seeds_for
 from limbeck.schedules import Fraction
 from limbeck.signals import Projection, select
@@ -66,7 +66,7 @@ class Sampler:
         top_p, top_k: see `limbeck.language.drawing.distribution`.
         beams: more than 1: beam search in place of draws (transformers only); log-probabilities are then not known.
         teacher_share: a in (1 - a) student + a teacher, the distribution that each token is drawn from.
-        least_prompt: how many tokens at least are prompt; for plain text, which has none of its own.
+        text_prompt: how many tokens of a plain text, which has no prompt of its own, are taken for one.
         context: how many tokens the model can read; None: what its configuration says.
     """
 
@@ -76,7 +76,7 @@ class Sampler:
     top_k: Annotated[int, Field(ge=0)] = 0
     beams: Annotated[int, Field(ge=1)] = 1
     teacher_share: Fraction = 0.0
-    least_prompt: Annotated[int, Field(ge=1)] = 1
+    text_prompt: Annotated[int, Field(ge=1)] = 16
     context: Annotated[int, Field(ge=2)] | None = None
 
     @torch.no_grad()
@@ -107,7 +107,7 @@ class Sampler:
         Raises:
             RecipeError: a prompt as long as the context, or a row without a token.
         """
-        prompt = prompt_lengths(batch, self.least_prompt)
+        prompt = prompt_lengths(batch, self.text_prompt)
         room = self._room(model, batch, prompt)
         ids = batch["input_ids"]
         if isinstance(model, Writer):
@@ -117,13 +117,9 @@ class Sampler:
         length = torch.minimum(written_lengths(written, vocabulary.eos), room)
         if isinstance(model, Writer):
             length = torch.minimum(length, (written >= 0).sum(1))  # a server may give fewer
-        at = torch.arange(int((prompt + length).max()), device=ids.device)
-        joined = _row_by_row(ids, written, prompt, at)
-        known = None if log_probs is None else _row_by_row(torch.zeros_like(ids).float(), log_probs, prompt, at)
-        columns = columns_of(
-            joined, prompt, prompt + length, pad=vocabulary.pad, pieces=vocabulary.pieces, log_probs=known
+        return with_answers(
+            batch, prompt, written, length, pad=vocabulary.pad, pieces=vocabulary.pieces, log_probs=log_probs
         )
-        return renewed(batch, columns)
 
     def choose(
         self,
@@ -375,14 +371,6 @@ def plainly(model: nn.Module) -> Iterator[None]:
     finally:
         for module, settings in own:
             vars(module)["generation_config"] = settings
-
-
-def _row_by_row(first: Tensor, second: Tensor, border: Int64[Tensor, "batch"], at: Int64[Tensor, "tokens"]) -> Tensor:
-    """Row i: `first[i]` up to `border[i]`, then `second[i]` from its beginning."""
-    behind = at - border[:, None]
-    ours = first.gather(1, at.clamp(max=first.shape[1] - 1).expand(len(first), -1))
-    theirs = second.gather(1, behind.clamp(0, second.shape[1] - 1))
-    return torch.where(behind < 0, ours, theirs)
 
 
 def _several() -> bool:
