@@ -12,6 +12,7 @@ import torch.distributed as dist
 from limbeck.actors import Teacher
 from limbeck.data.tensors import Data
 from limbeck.engine import random_state, weights
+from limbeck.engine.recompute import recomputing
 from limbeck.engine.settings import TrainSettings
 from limbeck.engine.sharding import Sharded
 from limbeck.engine.trainer import Situation, Trainer
@@ -66,7 +67,8 @@ class Course:
                     fresh
                 ):  # a disk that cannot be written shows at once, and there is always a state from before a fault
                     self._save(trainer, trainer.state())
-                trainer.run()
+                with recomputing(self.situation.student, trainer.settings.gradient_checkpointing):
+                    trainer.run()
                 ended = self._capture(trainer, trainer.state())
                 result = trainer.select()
                 if self._sharded is not None:

@@ -67,6 +67,9 @@ class TrainSettings(BaseModel):
     ema: float | None = Field(None, gt=0, lt=1)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     shard: Literal["none", "fsdp"] = "none"
+    gradient_checkpointing: bool = Field(
+        False, description="compute the student's blocks twice instead of keeping them"
+    )
     compile: bool | str = Field(False, description="true, or the name of a torch.compile backend")
     workers: int = Field(0, ge=0)
     validate_every: int = Field(1, ge=1, description="epochs")
