@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 import torch
 
 from limbeck.data import load_data
-from limbeck.data.manifest import manifest
+from limbeck.data.column import CellError
+from limbeck.data.manifest import ArrowRows, JsonLines, manifest
 from limbeck.errors import RecipeError
 
 ROWS = [{"x": [float(row), 1.0], "text": f"row, {row}\nmore", "label": "ab"[row % 2]} for row in range(40)]
@@ -123,3 +125,49 @@ def test_a_byte_order_mark_and_tabs(tmp_path: Path) -> None:
     found = manifest(tmp_path / "a.tsv")
     assert found.names == ["x", "label"]
     assert [found.cells(row)[0] for row in range(len(found))] == [{"x": "1", "label": "a"}, {"x": "2", "label": "b"}]
+
+
+def test_long_json_lines_are_read_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same rows, and the same complaints, as when all are read at once; also in another process."""
+    lines = ['{"a": 1, "b": "é"}', "", "  ", '{"a": 2}', "[3]", "{", '{"a": "last"}']
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + "\n".join(lines).encode())
+    short = manifest(path)
+    monkeypatch.setattr("limbeck.data.manifest.LONG", 0)
+    long = manifest(path)
+    rows = long.parts[0].rows
+    assert isinstance(rows.lines, JsonLines)
+    again = pickle.loads(pickle.dumps(rows))
+    assert (len(rows), long.names) == (len(short.parts[0].rows), short.names)
+    for number, (one, other) in enumerate(zip(list(rows.lines), short.parts[0].rows.lines, strict=True)):
+        if isinstance(other, CellError):
+            assert str(one).split("(")[0] == str(other).split("(")[0]
+            with pytest.raises(CellError):
+                rows[number]
+        else:
+            assert one == other == again[number]
+    assert "byte 36" in str(rows.lines[2])
+
+
+def test_long_json_lines_that_are_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("limbeck.data.manifest.LONG", 0)
+    (tmp_path / "rows.jsonl").write_bytes(b'{"a": 1}\n{"a": "\xff"}\n')
+    rows = manifest(tmp_path / "rows.jsonl").parts[0].rows
+    assert rows[0] == {"a": 1}
+    with pytest.raises(CellError, match="is no UTF-8"):
+        rows[1]
+
+
+def test_long_tables_stay_with_arrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    said = [[{"role": "user", "content": str(n)}] for n in range(7)]
+    parquet.write_table(
+        arrow.table({"messages": said, "n": list(range(7))}), tmp_path / "rows.parquet", row_group_size=3
+    )
+    short = manifest(tmp_path / "rows.parquet").parts[0].rows
+    monkeypatch.setattr("limbeck.data.manifest.LONG", 0)
+    rows = manifest(tmp_path / "rows.parquet").parts[0].rows
+    assert isinstance(rows.lines, ArrowRows)
+    assert list(rows.lines) == list(short.lines)
+    with pytest.raises(IndexError):
+        rows[7]

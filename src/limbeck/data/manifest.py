@@ -6,6 +6,9 @@ import csv
 import gzip
 import io
 import json
+import mmap
+from array import array
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +19,7 @@ from limbeck.data.table import Part, Table
 from limbeck.errors import RecipeError, nearest
 
 Line: TypeAlias = Mapping[str, Any] | CellError
+LONG = 2**26  # bytes of a file, or of a table, whose rows are no longer all made Python's own
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet", ".csv.gz", ".tsv.gz", ".jsonl.gz")
 
 
@@ -55,8 +59,8 @@ def manifest(path: Path, *, split: str = "split", id: str | None = None) -> Tabl
     Raises:
         RecipeError: the file cannot be read, is empty, or lacks a column that was asked for.
     """
-    rows = list(_read(path))
-    if not rows:
+    rows = _read(path)
+    if not len(rows):
         raise RecipeError(f"The manifest {path} has no rows.")
     names = list(dict.fromkeys(name for row in rows if isinstance(row, Mapping) for name in row))
     asked = {"id": id, "split": split if split != "split" else None}
@@ -71,16 +75,66 @@ def manifest(path: Path, *, split: str = "split", id: str | None = None) -> Tabl
     return Table(str(path), [Part(Lines(rows), path.parent, id, held, own_ids=id is not None)], columns)
 
 
-def _read(path: Path) -> Iterator[Line]:
+class JsonLines(Sequence[Line]):
+    """The rows of a JSON lines file that is too long to be held: each is read when it is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open("rb") as file:
+            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        starts = array("q")
+        place = 3 if self._bytes[:3] == BOM_UTF8 else 0
+        while place < len(self._bytes):
+            end = self._bytes.find(b"\n", place)
+            end = len(self._bytes) if end < 0 else end
+            if self._bytes[place:end].strip():
+                starts.append(place)
+            place = end + 1
+        self._starts = starts
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, index: Any) -> Any:
+        start = self._starts[index]
+        end = self._bytes.find(b"\n", start)
+        try:
+            line = self._bytes[start : len(self._bytes) if end < 0 else end].decode()
+        except UnicodeDecodeError as error:
+            return CellError(f"is no UTF-8 ({error})")
+        return _json(line, f"byte {start:,}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return JsonLines, (self.path,)
+
+
+class ArrowRows(Sequence[Line]):
+    """The rows of a table that Arrow holds; as Python's own objects they would take many times the memory."""
+
+    def __init__(self, table: Any) -> None:
+        self._table = table
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        return self._table.slice(index, 1).to_pylist()[0]
+
+
+def _read(path: Path) -> Sequence[Line]:
     name = path.name.lower().removesuffix(".gz")
     if name.endswith(".parquet"):
         return _parquet(path)
+    if path.name.lower().endswith(".jsonl") and path.is_file() and path.stat().st_size > LONG:
+        return JsonLines(path)
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         text = data.decode("utf-8-sig")
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise RecipeError(f"The manifest {path} cannot be read as UTF-8 text: {error}.") from error
-    return _jsonl(text) if name.endswith(".jsonl") else _csv(path, text, "\t" if name.endswith(".tsv") else ",")
+    return list(_jsonl(text) if name.endswith(".jsonl") else _csv(path, text, "\t" if name.endswith(".tsv") else ","))
 
 
 def _csv(path: Path, text: str, comma: str) -> Iterator[Line]:
@@ -101,21 +155,25 @@ def _csv(path: Path, text: str, comma: str) -> Iterator[Line]:
 def _jsonl(text: str) -> Iterator[Line]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                yield CellError(f"is not JSON (line {number}, column {error.colno}: {error.msg})")
-                continue
-            yield row if isinstance(row, dict) else CellError(f"is no JSON object (line {number}): {line[:40]}")
+            yield _json(line, f"line {number}")
 
 
-def _parquet(path: Path) -> Iterator[Line]:
+def _json(line: str, where: str) -> Line:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        return CellError(f"is not JSON ({where}, column {error.colno}: {error.msg})")
+    return row if isinstance(row, dict) else CellError(f"is no JSON object ({where}): {line[:40]}")
+
+
+def _parquet(path: Path) -> Sequence[Line]:
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import read_table
     except ModuleNotFoundError as error:
         raise RecipeError(f"{path} is a Parquet file; to read it: pip install 'limbeck[data]'") from error
     try:
-        return iter(read_table(path).to_pylist())
+        table = read_table(path)
+        return ArrowRows(table.combine_chunks()) if table.nbytes > LONG else table.to_pylist()
     except (ArrowException, OSError) as error:
         raise RecipeError(f"The manifest {path} cannot be read as Parquet: {error}.") from error
