@@ -136,3 +136,11 @@ def test_views_by_the_usual_names():
     assert classes.view_for(["image", "label"]) == {"keys": ["image"], "named": {"id": "id", "condition": "label"}}
     assert classes.view_for(["image"]) is None
     assert classes.view_for(["label"]) == {"named": {"id": "id", "condition": "label"}}
+
+
+def test_noise_that_leaves_nothing_cannot_be_begun_from_with_an_epsilon_head():
+    model = PointDenoiser(width=8, noise="flow", head="epsilon")
+    with pytest.raises(RecipeError, match="start=0.999"):
+        model(id=torch.arange(2))
+    sample_with(model, start=0.999)
+    assert torch.isfinite(model(id=torch.arange(2))["generated"]).all()

@@ -177,6 +177,7 @@ class DiffusionNetwork(nn.Module):
         """Samples out of standard normal `z`, with `sampling` or as the network is sampled by itself; latents stay latents."""
         how = sampling or self.sampling
         times = self.noise.grid(how.steps, how.start).to(z.device)
+        refuse_blind(self.noise, self.head, float(times[0]))
 
         def denoise(x: Values, t: Float[Tensor, "batch"]) -> Prediction:
             said = self.prediction(x, t, given)
@@ -193,6 +194,19 @@ class DiffusionNetwork(nn.Module):
 
         start = wide(self.noise.sigma(times[:1]), z) * z
         return solvers.sample(denoise, start, self.noise, times, how.solver, eta=how.eta, fresh=fresh, watch=watch)
+
+
+def refuse_blind(noise: Noise, head: str, start: float) -> None:
+    """Refuse to begin where a head says nothing of the data: noise alone tells nothing of x0 where alpha is 0.
+
+    Raises:
+        RecipeError: an epsilon or score head, and no data left at the start.
+    """
+    if head in ("epsilon", "score") and float(noise.alpha(torch.tensor(start, dtype=torch.float64))) == 0:
+        raise RecipeError(
+            f"the network predicts {head}, and sampling is to begin where nothing of the data is left (alpha = 0), at which {head} says nothing of "
+            "them. Begin a little lower (start=0.999), or take a network that predicts v, velocity or x0."
+        )
 
 
 class Conditional(DiffusionNetwork):
