@@ -6,6 +6,7 @@ import inspect
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -18,7 +19,7 @@ from limbeck.errors import RecipeError, nearest
 from limbeck.evaluation import speed
 from limbeck.listening import Enough, Hook, Recorder, Replace, Visit
 from limbeck.randomness import seeds_for
-from limbeck.signals import OUTPUT, Place, Projection, Signals, Tap, select, signals_of_output
+from limbeck.signals import OUTPUT, Head, Place, Projection, Signals, Tap, select, signals_of_output
 from limbeck.sketches import Sketch
 from limbeck.sources import Source, fingerprint, load_model
 from limbeck.views import View
@@ -307,8 +308,11 @@ class Actor:
             for name, value in named.items():
                 signals.setdefault(name, value)
         if self.source.head is not None:
-            signals["logits"] = self.source.head.of(self.model, signals[self.source.head.hidden])
+            signals["logits"] = self._logits(self.source.head, signals[self.source.head.hidden])
         return signals
+
+    def _logits(self, head: Head, hidden: Tensor) -> Projection:
+        return head.of(self.model, hidden)
 
     def _manner(self) -> AbstractContextManager[Any]:
         return nullcontext()
@@ -413,6 +417,13 @@ class Teacher(Actor):
 
     def _manner(self) -> AbstractContextManager[Any]:
         return _TeachersManner(self)
+
+    def _logits(self, head: Head, hidden: Tensor) -> Projection:
+        found = super()._logits(head, hidden)
+        if self.learning or self.mode == "through":
+            return found
+        bias = None if found.bias is None else found.bias.detach()
+        return replace(found, weight=found.weight.detach(), bias=bias)
 
 
 class _TeachersManner:

@@ -219,7 +219,9 @@ def _from_path(path: Path, args: dict[str, Any], whose: str) -> Source:
         source.origin = source.origin or source.spec
         source.spec, source.surgery = {"model": str(path)}, [*source.surgery, *facts.get("surgery", [])]
         source.weights = (folder / WEIGHTS_FILE).resolve()
-        source.view, source.labels = adapters.at_home(facts.get("view"), folder), facts.get("labels")
+        if source.head is None:  # a language model is shown what the columns at hand are, packed or not
+            source.view = adapters.at_home(facts.get("view"), folder)
+        source.labels = facts.get("labels")
         source.taps = facts.get("taps") or {}
         return source
     family = adapters.folder_of(path)

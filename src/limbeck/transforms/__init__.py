@@ -17,7 +17,7 @@ from limbeck.transforms.augmentation import Apply
 from limbeck.transforms.base import KNOWN, RandomTransform, Transform
 from limbeck.transforms.corruption import Noise, RandomMask
 from limbeck.transforms.modalities import ModalityDropout, Subset
-from limbeck.transforms.preparation import Standardise, Tokenise
+from limbeck.transforms.preparation import Documents, Standardise, Tokenise
 
 __all__ = ["Apply", "ModalityDropout", "Noise", "RandomMask", "RandomTransform", "Subset", "Transform", "to_transform"]
 
@@ -29,6 +29,7 @@ KNOWN |= {
     "apply": Apply,
     "standardise": Standardise,
     "tokenise": Tokenise,
+    "documents": Documents,
 }
 
 

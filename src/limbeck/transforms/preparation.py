@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from limbeck.errors import RecipeError
+from limbeck.language.packing import attention_of
 from limbeck.transforms.base import CONFIG, Inputs, Seeds, Transform, tensor
 
 
@@ -87,6 +88,27 @@ class Tokenise(Transform):
 
     def adds(self) -> tuple[str, ...]:
         return (self.mask,)
+
+
+@dataclass(frozen=True, config=CONFIG, kw_only=True)
+class Documents(Transform):
+    """From which document each token of a packed row is, turned into which earlier tokens it may look at.
+
+    Args:
+        key: the column `segment` [batch, tokens]; it holds the mask [batch, 1, tokens, tokens] afterwards.
+        added: whether the mask is added to the scores (0 and the smallest number), as eager attention wants it, in
+            place of truth values, as scaled_dot_product_attention does.
+    """
+
+    key: str
+    added: bool = False
+
+    def __call__(self, inputs: Inputs, seeds: Seeds | None) -> Inputs:
+        segment = tensor(inputs[self.key], self.key)
+        return inputs | {self.key: attention_of(segment, torch.float32 if self.added else torch.bool)}
+
+    def names(self) -> tuple[str, ...]:
+        return (self.key,)
 
 
 @lru_cache(maxsize=8)

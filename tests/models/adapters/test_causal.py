@@ -5,7 +5,7 @@ import torch
 import transformers
 from torch import nn
 
-from limbeck import Student
+from limbeck import Student, Teacher
 from limbeck.models.adapters import causal
 from limbeck.signals import Projection
 
@@ -77,3 +77,28 @@ def test_looking_for_the_head_leaves_the_model_as_it_was():
     assert all(module.training for module in model.modules())
     assert not any(module._forward_hooks for module in model.modules())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_frozen_teachers_head_is_a_constant():
+    torch.manual_seed(0)
+    teacher = Teacher(transformers.AutoModelForCausalLM.from_config(CONFIGS["llama"]))
+    assert not teacher(tokens())["logits"].materialise().requires_grad
+    teacher.mode = "through"
+    assert teacher(tokens())["logits"].materialise().requires_grad
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_documents_do_not_see_each_other(attention):
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**LLAMA, attn_implementation=attention)
+    student = Student(transformers.AutoModelForCausalLM.from_config(config))
+    first, second = torch.tensor([3, 4, 5]), torch.tensor([6, 7, 8, 9])
+    packed = {
+        "input_ids": torch.cat([first, second])[None],
+        "attention_mask": torch.ones(1, 7, dtype=torch.int64),
+        "position_ids": torch.tensor([[0, 1, 2, 0, 1, 2, 3]]),
+        "segment": torch.tensor([[0, 0, 0, 1, 1, 1, 1]]),
+    }
+    together = student(packed)["logits"].materialise()[0]
+    for row, found in ((first, together[:3]), (second, together[3:])):
+        torch.testing.assert_close(student.model(input_ids=row[None]).logits[0], found, rtol=0, atol=1e-5)

@@ -14,7 +14,7 @@ from torch import nn
 from limbeck.errors import RecipeError, nearest
 from limbeck.models.adapters import causal
 from limbeck.models.adapters.columns import column_of, last_linear, picture_view
-from limbeck.sources import Source
+from limbeck.sources import Source, tokenizer_beside
 
 # What tokenizers and processors are read from; anything else in a folder is somebody's own.
 BESIDE = (
@@ -83,8 +83,7 @@ def settle(source: Source) -> None:
     elif not source.taps:
         source.taps = _taps(model)
     origin = source.spec["model"] if source.spec and Path(source.spec["model"]).is_dir() else model.config._name_or_path
-    if source.tokenizer is None and _tokenizer(Path(str(origin))):
-        source.tokenizer = str(origin)
+    source.tokenizer = source.tokenizer or tokenizer_beside(str(origin))
     source.view_for = source.view_for or _view(model, str(origin))
 
 
@@ -160,6 +159,9 @@ def _view(model: Any, origin: str) -> Callable[[Iterable[str]], Any]:
 
     def view_for(columns: Iterable[str]) -> Any:
         own = {name: name for name in accepted if name in columns}
+        if "segment" in columns and {"input_ids", "attention_mask"} <= own.keys():
+            blocks = {"use": "documents", "key": "segment", "added": model.config._attn_implementation != "sdpa"}
+            return {"named": {**own, "attention_mask": "segment"}, "transforms": [blocks]}
         kind = _KINDS.get(main)
         if main in own or kind is None:
             return {"named": own} if main in own else None
