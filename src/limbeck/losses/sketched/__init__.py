@@ -36,22 +36,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, Unpack
+from typing import Literal, Unpack
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from limbeck.errors import RecipeError
-from limbeck.losses import divergences, linear, token_divergences
+from limbeck.losses import divergences, token_divergences
 from limbeck.losses.classification import cross_entropy as label_cross_entropy
 from limbeck.losses.divergences import Logits
-from limbeck.losses.linear import Options, _product_dtype, forms, shared_classes
-from limbeck.losses.linear.engine import Fused, Side
+from limbeck.losses.linear import Options, _product_dtype, shared_classes
+from limbeck.losses.linear.engine import Fused
 from limbeck.losses.masking import aligned, finished, keep, widened
 from limbeck.losses.sketched.buckets import TAILS, Buckets
-from limbeck.losses.sketched.engine import SketchProblem
+from limbeck.losses.sketched.engine import SketchProblem, of_buckets
 from limbeck.signals import Projection
 from limbeck.sketches import Sketch
 
@@ -59,6 +60,10 @@ __all__: list[str] = []  # a recipe names the plain loss; a term takes the one h
 
 Values = Float[Tensor, "..."]
 Given = Logits | Projection
+
+BUDGET = 96 * 2**20
+"""Bytes for one chunk of logits where nothing else is said."""
+
 Tail = Literal["bucket", "spread", "drop"]
 
 
@@ -66,76 +71,61 @@ def kl(student: Given, teacher: Sketch, *, tail: Tail = "bucket", **options: Unp
     """T^2 * (sum_S p (log p - log q) + what the rest adds); `tail` says what: see above. Of samples: the cross-entropy."""
     if teacher.sampled:
         return cross_entropy(student, teacher, **options)
-    return compare(divergences.kl, forms.kl, student, teacher, tail=tail, **options)
+    return compare(divergences.kl, student, teacher, tail=tail, **options)
 
 
 def cross_entropy(student: Given, teacher: Sketch, **options: Unpack[Options]) -> Values:
     """-T^2 * sum p log q: of samples an unbiased estimate of that over all classes; else over the buckets."""
-    return compare(None, forms.kl, student, teacher, **options)
+    return compare(_cross_entropy, student, teacher, **options)
 
 
 def reverse_kl(student: Given, teacher: Sketch, **options: Unpack[Options]) -> Values:
     """T^2 * KL(student || teacher) over the buckets."""
-    return compare(divergences.reverse_kl, forms.reverse_kl, student, teacher, **options)
+    return compare(divergences.reverse_kl, student, teacher, **options)
 
 
 def jeffreys(student: Given, teacher: Sketch, **options: Unpack[Options]) -> Values:
     """T^2 * (KL(p || q) + KL(q || p)) over the buckets."""
-    return compare(divergences.jeffreys, forms.jeffreys, student, teacher, **options)
+    return compare(divergences.jeffreys, student, teacher, **options)
 
 
 def js(student: Given, teacher: Sketch, *, beta: float = 0.5, **options: Unpack[Options]) -> Values:
     """T^2 * (beta KL(p || m) + (1 - beta) KL(q || m)), m = beta p + (1 - beta) q, over the buckets; 0 < beta < 1."""
     token_divergences.inside("js with beta", beta)
-    return compare(partial(divergences.js, beta=beta), partial(forms.js, beta=beta), student, teacher, **options)
+    return compare(partial(divergences.js, beta=beta), student, teacher, **options)
 
 
 def continuous_js(student: Given, teacher: Sketch, *, beta: float = 0.5, **options: Unpack[Options]) -> Values:
     """js / (beta (1 - beta)) over the buckets, from `kl` at beta = 0 to `reverse_kl` at 1: 0 <= beta <= 1."""
-    return compare(
-        partial(token_divergences.continuous_js, beta=beta),
-        token_divergences.between(forms.kl, forms.continuous_js, forms.reverse_kl, beta),
-        student,
-        teacher,
-        **options,
-    )
+    return compare(partial(token_divergences.continuous_js, beta=beta), student, teacher, **options)
 
 
 def trl_js(student: Given, teacher: Sketch, *, beta: float = 0.5, **options: Unpack[Options]) -> Values:
     """`js` over the buckets, but `kl` at beta = 0 and `reverse_kl` at 1: 0 <= beta <= 1."""
-    return compare(
-        partial(token_divergences.trl_js, beta=beta),
-        token_divergences.between(forms.kl, forms.js, forms.reverse_kl, beta),
-        student,
-        teacher,
-        **options,
-    )
+    return compare(partial(token_divergences.trl_js, beta=beta), student, teacher, **options)
 
 
 def skew_kl(student: Given, teacher: Sketch, *, alpha: float = 0.1, **options: Unpack[Options]) -> Values:
     """T^2 * KL(p || alpha p + (1 - alpha) q) over the buckets, 0 < alpha < 1."""
     token_divergences.inside("skew_kl with alpha", alpha)
-    plain, form = partial(token_divergences.skew_kl, alpha=alpha), partial(forms.skew_kl, alpha=alpha)
-    return compare(plain, form, student, teacher, **options)
+    return compare(partial(token_divergences.skew_kl, alpha=alpha), student, teacher, **options)
 
 
 def skew_reverse_kl(student: Given, teacher: Sketch, *, alpha: float = 0.1, **options: Unpack[Options]) -> Values:
     """T^2 * KL(q || (1 - alpha) p + alpha q) over the buckets, 0 < alpha < 1."""
     token_divergences.inside("skew_reverse_kl with alpha", alpha)
-    plain, form = partial(token_divergences.skew_reverse_kl, alpha=alpha), partial(forms.skew_reverse_kl, alpha=alpha)
-    return compare(plain, form, student, teacher, **options)
+    return compare(partial(token_divergences.skew_reverse_kl, alpha=alpha), student, teacher, **options)
 
 
 def tvd(student: Given, teacher: Sketch, **options: Unpack[Options]) -> Values:
     """T^2 * sum |p - q| / 2 over the buckets."""
-    return compare(token_divergences.tvd, forms.tvd, student, teacher, **options)
+    return compare(token_divergences.tvd, student, teacher, **options)
 
 
 def adaptive_kl(student: Given, teacher: Sketch, *, alpha: float = 0.5, **options: Unpack[Options]) -> Values:
     """Both directions over the buckets, weighed by where p and q differ, in the head or the tail of p; 0 < alpha < 1."""
     token_divergences.inside("adaptive_kl with alpha", alpha)
-    plain, form = partial(token_divergences.adaptive_kl, alpha=alpha), partial(forms.adaptive_kl, alpha=alpha)
-    return compare(plain, form, student, teacher, **options)
+    return compare(partial(token_divergences.adaptive_kl, alpha=alpha), student, teacher, **options)
 
 
 def top_k_kl(
@@ -155,7 +145,7 @@ def top_k_kl(
         log_probs, order = teacher.log_probs.topk(k, dim=-1)
         none = torch.full_like(teacher.log_tail, -math.inf)
         teacher = Sketch(teacher.ids.long().gather(-1, order), log_probs, none, teacher.classes, teacher.sampled)
-    return compare(divergences.kl, forms.kl, student, teacher, tail="drop", **options)
+    return compare(divergences.kl, student, teacher, tail="drop", **options)
 
 
 def matching(loss: Callable[..., Tensor]) -> Callable[..., Tensor] | None:
@@ -164,21 +154,15 @@ def matching(loss: Callable[..., Tensor]) -> Callable[..., Tensor] | None:
 
 
 def compare(
-    plain: Callable[..., Tensor] | None,
-    form: Callable[..., Any],
-    student: Given,
-    teacher: Sketch,
-    *,
-    tail: str = "bucket",
-    **options: Unpack[Options],
+    loss: Callable[..., Tensor], student: Given, teacher: Sketch, *, tail: str = "bucket", **options: Unpack[Options]
 ) -> Values:
-    """The values for every token of a loss given as a function of logits (`plain`, None: the cross-entropy) and as a form."""
+    """The values for every token of a loss that is given as a function of logits."""
     if tail not in TAILS:
         raise RecipeError(f"tail='{tail}': what is not known of the teacher is one of {', '.join(TAILS)}.")
     temperature = options.get("temperature", 1.0)
     if not temperature > 0:
         raise RecipeError(f"temperature {temperature}: needed is a number above 0; 1 leaves the logits as they are.")
-    if teacher.sampled and plain is not None:
+    if teacher.sampled and loss is not _cross_entropy:
         raise RecipeError(
             "these stored logits are samples, from which sums over the teacher's distribution can be estimated and nothing "
             "else: use kl (its value is then the cross-entropy). Other divergences need cache.top_k."
@@ -191,13 +175,17 @@ def compare(
     target, tokens = options.get("target"), teacher.shape[:-1]
     if target is not None and target.shape != tokens:
         raise RecipeError(f"labels have shape {list(target.shape)}; needed is one for every token, {list(tokens)}.")
-    if isinstance(student, Projection):
-        return _fused(plain, form, student, teacher, tail, **options)
-    return _whole(plain, student, teacher, tail, **options)
+    take = _fused if isinstance(student, Projection) else _whole
+    return take(loss, student, teacher, tail, **options)  # type: ignore[operator]
+
+
+def _cross_entropy(student: Float[Tensor, "tokens buckets"], teacher: Float[Tensor, "tokens buckets"]) -> Values:
+    p = teacher.exp()
+    return -torch.where(p == 0, 0, p * student.log_softmax(-1).where(p > 0, 0)).sum(-1)
 
 
 def _whole(
-    plain: Callable[..., Tensor] | None, student: Logits, teacher: Sketch, tail: str, **options: Unpack[Options]
+    loss: Callable[..., Tensor], student: Logits, teacher: Sketch, tail: str, **options: Unpack[Options]
 ) -> Values:
     """By autograd, from the student's logits."""
     temperature, mask = options.get("temperature", 1.0), options.get("mask")
@@ -205,36 +193,25 @@ def _whole(
     z = keep(widened(student), mask, -1)[..., :size]
     buckets = Buckets.of(teacher, size, temperature, tail, z.dtype)
     rows = (z if temperature == 1 else z / temperature).flatten(0, -2)
-    sums = rows.sum(-1)
     b = buckets.of_student(rows)
-    log_q, log_p = b.log_softmax(-1), buckets.floored
-    if tail == "drop" or teacher.sampled:
-        log_p = buckets.log_p
-    if plain is None:
-        values = -torch.where(torch.isneginf(log_p), 0, log_p.exp() * log_q).sum(-1)
-    else:
-        nothing = torch.isneginf(log_p).all(-1, keepdim=True)  # no answer was stored here: counted by no mask
-        values = plain(b.masked_fill(nothing, 0.0), log_p.masked_fill(nothing, 0.0))
-        values = torch.where(nothing.squeeze(-1), 0, values)
+    values = of_buckets(loss, b, buckets)
     if tail == "spread":
         held, count = torch.where(buckets.known, b[:, :-1], 0).sum(-1), buckets.others.clamp(min=1)
         some = buckets.others > 0
-        gap = b[:, -1].where(some, 0) - count.log() - (sums - held) / count
-        values = values + torch.where(some, log_p[:, -1].exp() * gap, 0)
+        gap = b[:, -1].where(some, 0) - count.log() - (rows.sum(-1) - held) / count
+        values = values + torch.where(some, buckets.log_p[:, -1].exp() * gap, 0)
     values = values.view(teacher.shape[:-1])
     values = values * temperature**2 if options.get("scale", True) else values
     target = options.get("target")
     if target is not None:
-        ignored = options.get("ignore_index", -100)
-        labels = label_cross_entropy(z, target, ignore_index=ignored)
+        labels = label_cross_entropy(z, target, ignore_index=options.get("ignore_index", -100))
         values = values + options.get("label_weight", 1.0) * labels
     return finished(values, mask, options.get("weight"))
 
 
 @torch.compiler.disable
 def _fused(
-    plain: Callable[..., Tensor] | None,
-    form: Callable[..., Any],
+    loss: Callable[..., Tensor],
     student: Projection,
     teacher: Sketch,
     tail: str,
@@ -260,13 +237,14 @@ def _fused(
     if weight is not None and not outside:
         within = aligned(weight, tokens, "weight").to(wide).expand(tokens).flatten()
     buffers = 2 + (student.softcap is not None) + 2 * (target is not None and temperature != 1)
-    most = max(1, (linear.BUDGET if budget is None else budget) // (buffers * size * wide.itemsize))
+    most = max(1, (BUDGET if budget is None else budget) // (buffers * size * wide.itemsize))
     chunks = max(1, -(-tokens.numel() // most))
+    bias = None if student.bias is None else student.bias.detach()[:size].to(dtype)
     problem = SketchProblem(
-        form,
-        Side.of(student, size, dtype),
-        None,
-        None,
+        loss,
+        replace(student, weight=student.weight.detach()[:size].to(dtype), bias=bias),
+        Buckets.of(teacher, size, temperature, tail, wide),
+        tail == "spread",
         None if counted is None else counted.flatten().nonzero().squeeze(-1),
         within,
         None if target is None else target.flatten(),
@@ -274,11 +252,8 @@ def _fused(
         label_weight,
         temperature,
         scale,
-        max(1, -(-tokens.numel() // chunks)),
+        max(1, -(-tokens.numel() // chunks)),  # of equal size, so that none is a small rest
         torch.is_grad_enabled(),
-        buckets=Buckets.of(teacher, size, temperature, tail, wide),
-        spread=tail == "spread",
-        entropy=plain is not None,
     )
     values = Fused.apply(problem, student.hidden.flatten(0, -2), student.weight, student.bias).view(tokens)
     return finished(values, counted, weight) if outside else values

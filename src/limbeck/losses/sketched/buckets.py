@@ -64,22 +64,23 @@ class Buckets:
         both = torch.cat([log_p, log_tail[:, None]], -1)
         whole = both.logsumexp(-1, keepdim=True)
         both = both - torch.where(torch.isneginf(whole), 0, whole)  # a token of which nothing is known has no mass
+        if tail != "drop" and not sketch.sampled:
+            both[:, -1] = cls._floored(both[:, -1], (others > 0) & known.any(-1))
         return cls(ids.where(known, 0), known, both, others)
 
-    def __getitem__(self, here: Any) -> Buckets:
-        """Those of some tokens."""
-        return Buckets(self.ids[here], self.known[here], self.log_p[here], self.others[here])
-
-    @property
-    def floored(self) -> Float[Tensor, "tokens buckets"]:
-        """`log_p`, but a rest that has classes and no mass has the smallest mass that there is.
+    @staticmethod
+    def _floored(log_rest: Float[Tensor, "tokens"], some: Bool[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
+        """A rest that has classes and no mass gets the smallest mass that there is.
 
         So a student that gives it something pays a large price in the reverse divergences, and not an infinite one: what
         a store rounded to nothing is hardly ever nothing.
         """
-        least = self.log_p.new_full((), math.log(torch.finfo(self.log_p.dtype).tiny))
-        rest = torch.where(self.others > 0, self.log_p[:, -1].clamp(min=least), self.log_p[:, -1])
-        return torch.cat([self.log_p[:, :-1], rest[:, None]], -1)
+        least = math.log(torch.finfo(log_rest.dtype).tiny)
+        return torch.where(some, log_rest.clamp(min=least), log_rest)
+
+    def __getitem__(self, here: Any) -> Buckets:
+        """Those of some tokens."""
+        return Buckets(self.ids[here], self.known[here], self.log_p[here], self.others[here])
 
     def chosen(self, z: Float[Tensor, "tokens classes"]) -> Float[Tensor, "tokens k"]:
         """The student's logits of the known classes."""
