@@ -27,6 +27,7 @@ from limbeck.engine.trainer import Observer, Situation, Stopped
 from limbeck.errors import RecipeError
 from limbeck.evaluation import requirements
 from limbeck.evaluation.measure import measure
+from limbeck.evaluation.writing import side_by_side
 from limbeck.interrupts import Interrupts
 from limbeck.locking import only_here
 from limbeck.method import Method, name_of
@@ -354,10 +355,10 @@ class Life:
         for actor in (student, asked, without):
             for model in _networks(actor) if actor is not None else []:
                 model.eval()
-        top = measure(asked, once, task, checks=checks, world=self.world) if asked is not None else None
+        how: dict[str, Any] = {"checks": checks, "world": self.world, "judge": asked}
+        top = measure(asked, once, task, **how) if asked is not None else None
         own, base = (
-            None if actor is None else measure(actor, once, task, checks=checks, world=self.world, against=top)
-            for actor in (student, without)
+            None if actor is None else measure(actor, once, task, against=top, **how) for actor in (student, without)
         )
         if not self.world.main or own is None:
             return
@@ -385,6 +386,9 @@ class Life:
         results.save_predictions(self.folder / "predictions.safetensors", task, own, top, base)
         if task.name not in LANGUAGE:
             results.save_samples(self.folder / "samples.safetensors", data.splits[split], own, top or base)
+        named = {"teacher": top, "student": own, "control": base}
+        wrote = {name: m.written for name, m in named.items() if m is not None and m.written is not None}
+        self.findings += [side_by_side(wrote)] if wrote else []
         if self.findings:
             write_json(self.folder / "findings.json", self.findings)
         shipped.card(self.folder / "student", result)

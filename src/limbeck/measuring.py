@@ -85,7 +85,7 @@ def evaluate(
     task = recipe.build_task(found)
     refuse_other_classes(student, found, task)
     chosen = list(checks) if checks is not None else [c["use"] for c in recipe.evaluate_choices()]
-    teacher = recipe.build_teacher() if of == "teacher" or "fidelity" in chosen else None
+    teacher = recipe.build_teacher() if of == "teacher" or {"fidelity", "writing"} & {*chosen} else None
     if teacher is None and of == "teacher":
         raise RecipeError(f"{place} has no teacher to measure.")
     once = validate.batches(found[split], 256, World())
@@ -100,7 +100,7 @@ def evaluate(
         return measure(actor, once, task, checks=chosen, options=options, **more)
 
     top = measured(teacher) if teacher is not None else None
-    own = measured(student, against=top) if of == "student" else top
+    own = measured(student, against=top, judge=teacher) if of == "student" else top
     assert own is not None
     entry = own.entry | {"split": split, "samples": len(own.target)}
     if of == "student":

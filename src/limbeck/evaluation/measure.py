@@ -16,11 +16,12 @@ from limbeck.engine.validate import Batches, outputs_of
 from limbeck.errors import RecipeError, nearest
 from limbeck.evaluation import calibration, fidelity, memory, quality, speed
 from limbeck.evaluation.missing import missing
-from limbeck.tasks import Task
+from limbeck.evaluation.writing import Written, writing
+from limbeck.tasks import LANGUAGE, Task
 from limbeck.teachers.mixture import Mixture
 from limbeck.views import View
 
-CHECKS = ("quality", "fidelity", "calibration", "speed", "missing")
+CHECKS = ("quality", "fidelity", "calibration", "speed", "missing", "writing")
 OPTIONS = ("batch_size", "repeats")
 LATER = ("robustness", "search", "fid", "judge", "clip-score")
 
@@ -32,6 +33,7 @@ class Measured:
     outputs: Tensor
     target: Tensor
     id: Tensor
+    written: Written | None = None
     entry: dict[str, Any] = field(default_factory=dict)
 
 
@@ -43,6 +45,7 @@ def measure(
     checks: Sequence[str] = ("quality",),
     world: World | None = None,
     against: Measured | None = None,
+    judge: Actor | None = None,
     time_it: bool = True,
     options: Mapping[str, Any] | None = None,
 ) -> Measured:
@@ -52,6 +55,7 @@ def measure(
         once: goes over the split once.
         checks: names from `CHECKS`; quality, calibration and (with `against`) fidelity cost next to nothing.
         against: the teacher's answers on the same rows.
+        judge: who says how likely it is what the check `writing` let the actor write: the teacher.
         time_it: measure the latency of one sample too.
         options: of the check `speed`: `batch_size` (32) and `repeats` (20).
 
@@ -75,6 +79,9 @@ def measure(
             figures |= fidelity.figures(measured.outputs, against.outputs)
     if "missing" in checks and not actor.stored:
         figures |= missing(actor, _view(actor), once, task, world)
+    if "writing" in checks and task.name in LANGUAGE and not actor.stored:
+        measured.written = writing(actor, once, task, judge=None if judge is None or judge.stored else judge)
+        figures |= measured.written.figures
     metric = quality.primary(task.metric, task.name)
     measured.entry = {
         "name": _name(actor),

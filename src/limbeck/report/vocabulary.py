@@ -65,6 +65,10 @@ FIGURES = {
     "bits_per_byte": Word("bits per byte", False, False, "surprise at each byte of the text, whatever the tokens are"),
     "perplexity": Word("perplexity", False, False, "how many equally likely tokens it hesitates between"),
     "token_accuracy": Word("token accuracy", True, True, "share of tokens that are the most probable one"),
+    "written_tokens": Word("tokens written", False, True, "mean length of its continuations of 64 held-out prompts"),
+    "distinct_2": Word("distinct pairs", True, True, "different pairs of tokens among all it wrote"),
+    "distinct_3": Word("distinct triples", True, True, "different runs of three tokens among all it wrote"),
+    "judged_nll": Word("surprise of the teacher", False, False, "at what it wrote, in nats per token"),
     "pixel_accuracy": Word("pixel accuracy", True, True, "share of pixels whose class is right"),
 }
 
