@@ -21,7 +21,6 @@ from limbeck.losses.across_tokenizers import (
     rows_of,
     sorted_gap,
     sorted_l1,
-    token_log_probs,
     unnormalised_js,
 )
 from limbeck.signals import Projection
@@ -297,21 +296,6 @@ def projection(batch: int, tokens: int, classes: int, seed: int = 0, **more) -> 
     )
     bias = torch.randn(classes, generator=g, dtype=torch.float64)
     return Projection(hidden.requires_grad_(), weight.requires_grad_(), bias.requires_grad_(), **more)
-
-
-def test_token_log_probs_of_a_projection_are_those_of_its_product():
-    z = projection(2, 4, 7, scale=0.5, softcap=3.0)
-    target = torch.tensor([[1, -100, 6, 0], [2, 2, -100, 5]])
-    mask = target >= 0
-    expected = torch.where(mask, z.materialise().log_softmax(-1).gather(-1, target.clamp(min=0)[..., None])[..., 0], 0)
-    for own in (z, z.materialise()):
-        torch.testing.assert_close(token_log_probs(own, target, mask), expected)
-    weight = logits(2, 4)
-    slopes = [
-        torch.autograd.grad((token_log_probs(own, target, mask) * weight).sum(), (z.hidden, z.weight))
-        for own in (z, z.materialise())
-    ]
-    torch.testing.assert_close(*slopes)
 
 
 @pytest.mark.parametrize("room", [1, 200, 10**9])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -17,8 +18,6 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from limbeck.errors import RecipeError, nearest
-from limbeck.losses import linear
-from limbeck.losses.classification import cross_entropy
 from limbeck.losses.masking import finished, keep, widened
 from limbeck.signals import Projection
 
@@ -142,16 +141,6 @@ def log1mexp(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     return torch.where(small, torch.log(-torch.expm1(near)), torch.log1p(-far.exp()))
 
 
-def token_log_probs(
-    logits: Logits, target: Int64[Tensor, "batch tokens"], mask: Bool[Tensor, "batch tokens"]
-) -> Float[Tensor, "batch tokens"]:
-    """log softmax(z_t)[target_t] of the positions that `mask` counts, 0 elsewhere; a projection is not multiplied out."""
-    target = torch.where(mask, target, 0)
-    if isinstance(logits, Projection):
-        return -linear.cross_entropy(logits, target, mask=mask)
-    return -cross_entropy(logits, target, dim=-1, mask=mask)
-
-
 def chunk_sums(values: Float[Tensor, "batch tokens"], group: Group, chunks: int) -> Float[Tensor, "batch chunks"]:
     """The sum of the values of each chunk's tokens: of log-probabilities, the log-likelihood of the chunk (chain rule)."""
     inside = (group >= 0) & (group < chunks)
@@ -224,8 +213,7 @@ def carried_over(
 def rows_of(logits: Logits, at: Int64[Tensor, "rows"]) -> Logits:
     """Some positions of [batch, tokens], counted through, as rows."""
     if isinstance(logits, Projection):
-        hidden = logits.hidden.flatten(0, -2)[at]
-        return Projection(hidden, logits.weight, logits.bias, logits.scale, logits.softcap)
+        return replace(logits, hidden=logits.hidden.flatten(0, -2)[at])
     if not isinstance(logits, Tensor):
         raise RecipeError(
             f"this method reads whole distributions of the teacher, and its logits are a {type(logits).__name__}: stored or "
@@ -266,7 +254,7 @@ def by_rows(
 
 def _cut(side: Logits, at: slice) -> Logits:
     if isinstance(side, Projection):
-        return Projection(side.hidden[at], side.weight, side.bias, side.scale, side.softcap)
+        return replace(side, hidden=side.hidden[at])
     return side[at]
 
 
