@@ -33,6 +33,18 @@ def test_one_text_is_parted_in_its_order(tmp_path: Path) -> None:
     assert "one text: its first 80 % train" in " ".join(data.notices)
 
 
+def test_a_very_long_text_becomes_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("limbeck.data.plain_text.LONG", 50)
+    text = lines(100) + "x" * 120 + "\nend"
+    (tmp_path / "book.txt").write_text(text, encoding="utf-8")
+    data = load_data(tmp_path / "book.txt")
+    parts = [text for split in ("train", "validation", "test") for text in texts(data, split)]
+    assert "".join(parts) == text
+    assert all(len(part) <= 50 and (part.endswith("\n") or "x" * 20 in part or part == "end") for part in parts)
+    assert data["train"].ids[:2] == ["book.txt/train", "book.txt/train#2"]
+    assert "".join(texts(load_data(tmp_path / "book.txt", only="test"), "test")) == text
+
+
 def test_a_text_for_each_split(tmp_path: Path) -> None:
     for name in ("train", "val", "test"):
         (tmp_path / f"{name}.txt").write_text(f"{name} text\nof {name}")

@@ -481,8 +481,10 @@ def test_from_files(tokens: Tokens, tmp_path: Path) -> None:
     assert (tmp_path / "book.txt").read_text().startswith(text.removesuffix("</s>"))
 
 
-def test_one_encoding_for_all_blocks(tokens: Tokens) -> None:
+@pytest.mark.parametrize("letters", [1, 300, 2**20])
+def test_one_encoding_for_all_blocks(tokens: Tokens, letters: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows are tokenised many at a time, and come out as each alone."""
+    monkeypatch.setattr("limbeck.language.reading.LETTERS", letters)
     rows = [talk("hello " * (n % 4), "\nyes" * (n % 3 + 1)) for n in range(130)]
     batch = all_of(read(data_of(rows), tokens, task="chat"))
     for n, row in enumerate(rows):

@@ -24,7 +24,8 @@ from limbeck.language.tokens import Tokens, bytes_before
 
 Reading: TypeAlias = Literal["chat", "text"]
 Document: TypeAlias = dict[str, Any]  # what the store keeps of it, by name
-BLOCK = 64  # rows tokenised at once
+BLOCK = 64  # rows tokenised at once, but for
+LETTERS = 2**20  # characters at once, of which a tokenizer makes about a hundred times the memory
 VERSION = 1  # of what stands in a store: other numbers are other tokens
 FORMS = (("messages",), ("prompt", "completion"), ("text",))
 _TOLD = {
@@ -309,7 +310,16 @@ def _blocks(split: Split, form: Sequence[str]) -> Iterator[list[dict[str, Any]]]
             raise RecipeError(
                 f"The column '{wrong[0]}' was read as numbers, not as text. Say data.columns: {{{wrong[0]}: text}}."
             )
-        yield [dict(zip(form, row, strict=True)) for row in zip(*(batch[name] for name in form), strict=True)]
+        block: list[dict[str, Any]] = []
+        size = 0
+        for row in zip(*(batch[name] for name in form), strict=True):
+            length = sum(len(cell if isinstance(cell, str) else repr(cell)) for cell in row)
+            if block and size + length > LETTERS:
+                yield block
+                block, size = [], 0
+            block.append(dict(zip(form, row, strict=True)))
+            size += length
+        yield block
 
 
 def _parsed(value: Any) -> Any:
