@@ -99,3 +99,25 @@ def test_a_sharded_run_is_continued_bit_for_bit(two):
     for found in two("sharded"):
         for key in [key for key in found if key.startswith("whole/")]:
             assert torch.equal(found[key], found[key.replace("whole", "again")]), key
+
+
+@pytest.mark.parametrize("name", ["apart", "tied", "cut", "twice", "adapters"])
+def test_a_sharded_language_model_learns_what_a_whole_one_does(name, two, alone):
+    """The fused losses read the head outside the forward pass, where each process holds a part of it only."""
+    first, second = two("language")
+    keys = [key for key in alone("language") if key.startswith(f"{name}/")]
+    assert keys
+    for key in keys:
+        assert torch.equal(first[key], second[key]), key
+        torch.testing.assert_close(
+            first[key], alone("language")[key], rtol=1e-5, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}"
+        )
+
+
+def test_language_models_learn_enough_to_tell(alone):
+    sys.path.insert(0, str(Path(__file__).parents[1] / "language"))
+    from small_models import llama
+
+    moved = {key: t for key, t in alone("language").items() if key.startswith("apart/student.")}
+    before = llama(1).state_dict()
+    assert all((t - before[key.removeprefix("apart/student.")]).abs().max() > 1e-2 for key, t in moved.items())

@@ -22,7 +22,7 @@ from limbeck.engine.divide import Divider
 from limbeck.engine.processes import World
 from limbeck.engine.settings import TrainSettings
 from limbeck.engine.trainer import Situation, Stopped
-from limbeck.losses import cross_entropy, kl, mse
+from limbeck.losses import cross_entropy, kl, linear, mse
 from limbeck.method import Card, Method, Update
 from limbeck.objectives import Loss
 from limbeck.tasks import Task
@@ -307,7 +307,57 @@ def sharded(world: World, folder: Path) -> dict[str, Tensor]:
     return found
 
 
-SCENARIOS = {"division": division, "training": training, "restart": restart, "sharded": sharded}
+class Texts(Method):
+    """KL and labels in one pass over the head, by the fused losses; counts that differ from rank to rank."""
+
+    card = Card("texts", teacher_mode="frozen")
+
+    def loss(self, batch: Any) -> Loss:
+        ours, theirs = self.student(batch)["logits"], self.teacher(batch)["logits"]
+        values = linear.kl(ours, theirs, mask=batch["answer"], temperature=2.0)
+        loss = Loss.mean("kl", values, batch["answer"]) + 0.3 * self.task.loss({"logits": ours}, batch)
+        return loss + 0.1 * Loss.mean("hint", ours.hidden.square().mean(-1), batch["answer"])
+
+
+def language(world: World, folder: Path) -> dict[str, Tensor]:
+    """A decoder of transformers, its head apart or tied to the embedding, sharded or plain, in one piece and in three."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "language"))
+    from small_models import SIZE, llama
+
+    def rows(count: int, first: int) -> TensorSplit:
+        g = torch.Generator().manual_seed(first)
+        ids = torch.randint(2, SIZE, (count, 7), generator=g)
+        mask = torch.arange(7) < torch.randint(2, 8, (count, 1), generator=g)
+        target = torch.cat([ids[:, 1:], torch.zeros(count, 1, dtype=torch.int64)], 1)
+        target = target.masked_fill(~torch.cat([mask[:, 1:], torch.zeros(count, 1, dtype=torch.bool)], 1), -100)
+        columns = {"input_ids": ids, "attention_mask": mask.long(), "target": target, "answer": target >= 0}
+        return TensorSplit(columns | {"answer_bytes": torch.full((count,), 9)}, first)
+
+    texts = Data({"train": rows(11, 0), "validation": rows(5, 100)}, fingerprint="texts")
+    found = {}
+    variants: dict[str, dict[str, Any]] = {
+        "apart": {},
+        "tied": {"tie": True},
+        "cut": {"micro_batch": 1},
+        "twice": {"gradient_checkpointing": True},
+        "adapters": {"lora": {"rank": 2}},
+    }
+    for name, train in variants.items():
+        made = llama(1, size=SIZE, tie_word_embeddings=train.pop("tie", False))
+        torch.manual_seed(2)
+        student, teacher = Student(made, lora=train.pop("lora", None)), Teacher(llama(2))
+        assert student.source.head is not None
+        shard = "fsdp" if world.size > 1 else "none"
+        settings = TrainSettings(**({"epochs": 1, "batch_size": 4, "lr": 0.02, "clip": 0.5, "shard": shard} | train))
+        where = Situation(student, teacher, Task("text", target="target"), texts, settings, seed=4, world=world)
+        random_state.seed_all(10)
+        course = Course(Texts(), where)
+        course.run()
+        found |= {f"{name}/{n}": t for n, t in state_of(course).items()}
+    return found
+
+
+SCENARIOS = {"language": language, "division": division, "training": training, "restart": restart, "sharded": sharded}
 
 
 def main(folder: Path) -> None:

@@ -33,11 +33,12 @@ def recomputing(actor: Actor, on: bool = True) -> Iterator[None]:
     model: Any = actor.model
     again = _Again(actor._recorder)
     if getattr(model, "supports_gradient_checkpointing", False) and hasattr(model, "gradient_checkpointing_enable"):
-        model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": again})
+        name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"  # by the version
+        getattr(model, f"{name}_checkpointing_enable")({"use_reentrant": False, "context_fn": again})
         try:
             yield
         finally:
-            model.gradient_checkpointing_disable()
+            getattr(model, f"{name}_checkpointing_disable")()
         return
     found = list(blocks(model))
     if not found:

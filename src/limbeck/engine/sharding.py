@@ -6,14 +6,18 @@ Gradients are summed over processes, never averaged: the engine has divided by t
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from limbeck.actors import Actor
 from limbeck.engine import weights
 from limbeck.engine.processes import World
 from limbeck.errors import RecipeError
+from limbeck.signals import Head, Projection
 
 
 class Sharded:
@@ -29,7 +33,11 @@ class Sharded:
         self._device = next(actor.model.parameters()).device
         self._stopped_early = actor.may_stop_early
         actor.may_stop_early = False  # a forward pass that is broken off leaves its block gathered
+        self._head = actor.source.head
+        if self._head is not None:
+            actor.source.head = GatheredHead(**vars(self._head))
         shard(actor.model, world)
+        self._wake()
 
     def gather(self) -> None:
         """Give the actor a whole network again, with the weights that the processes hold (every process must call it)."""
@@ -39,7 +47,63 @@ class Sharded:
             p.requires_grad_(learning[name].requires_grad)
         self.actor.model = self.plain.to(self._device).train(self.actor.model.training)
         self.actor.may_stop_early = self._stopped_early
+        self.actor.source.head = self._head
         self.actor.listen_again()
+
+    def _wake(self) -> None:
+        """Let a gradient that arrives at a tap gather the root's parameters, as one at the network's output does.
+
+        The last norm of a language model is of the root, and its head reads the tap behind it: the network's own output
+        has no part in the loss, and without this the backward pass would meet parameters that are spread.
+        """
+        model: Any = self.actor.model
+        root = model._get_fsdp_state()
+        if not hasattr(root, "_register_pre_backward_hook"):
+            raise RecipeError(
+                "train.shard=fsdp does not know how this torch gathers parameters. pip install torch==2.13.0"
+            )
+        wakes = _Wakes(root)
+        for place in self.actor.places.values():
+            if place.module:
+                module = model.get_submodule(place.module)
+                if place.input:
+                    module.register_forward_pre_hook(wakes.before)
+                else:
+                    module.register_forward_hook(wakes.after)
+
+
+class _Wakes:
+    """Hooks that announce to FSDP that a backward pass may begin at a value."""
+
+    def __init__(self, root: Any):
+        self.root = root
+
+    def before(self, module: nn.Module, args: Any) -> None:
+        self.root._register_pre_backward_hook(args)
+
+    def after(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.root._register_pre_backward_hook(output)
+
+
+class GatheredHead(Head):
+    """The head of a sharded language model: gathered outside the forward pass, where the fused losses read it.
+
+    Its gradient, which each process has for its own tokens, is summed and spread again in the backward pass.
+    """
+
+    def of(self, model: Any, hidden: Float[Tensor, "... width"]) -> Projection:
+        """The logits as factors that every process holds whole (every process must call it)."""
+        found = super().of(model, hidden)
+        bias = None if found.bias is None else _gathered(found.bias)
+        return dataclasses.replace(found, weight=_gathered(found.weight), bias=bias)
+
+
+def _gathered(tensor: Tensor) -> Tensor:
+    if not hasattr(tensor, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import Partial
+
+    return tensor.full_tensor(grad_placements=[Partial()])  # type: ignore[operator, no-any-return]
 
 
 def shard(module: nn.Module, world: World) -> None:
