@@ -109,7 +109,8 @@ class DSKD(Crossing):
         asked = torch.cat([F.embedding(x, mine) for x in (batch["input_ids"], next_tokens(batch))], -1)
         k_in, k_next = (F.embedding(x, other) for x in (own["input_ids"], next_tokens(own)))
         keys = torch.cat([k_in, k_next], -1)
-        scores = mapped(self.query, asked) @ (keys / spread(keys, there)).mT / math.sqrt(keys.shape[-1])
+        asked = mapped(self.query, asked)
+        scores = asked @ (keys / spread(keys, there)).to(asked.dtype).mT / math.sqrt(keys.shape[-1])
         values = mapped(self.to_student, theirs / spread(theirs, there) + k_next / spread(k_next, there))
         return attend(scores, values, there), attend(scores.mT, mapped(self.to_teacher, ours), here)
 
