@@ -149,6 +149,20 @@ def test_what_cannot_be_done_is_said():
         OnPolicy(max_new_tokens=0)
 
 
+def test_texts_are_as_long_as_both_can_read():
+    """The teacher's positions end before the student's: what the student writes stops there."""
+
+    class Config:
+        max_position_embeddings = 6
+
+    where, method = situation(), OnPolicy(student_share=1.0, max_new_tokens=20)
+    where.teacher.model.config = Config()
+    batch = settled(method, where, 4)
+    for name in ("input_ids", "attention_mask", "target", "answer"):
+        batch[name] = batch[name][:, :6]
+    assert int(at_step(method, 0).draw(batch)["attention_mask"].sum(1).max()) == 6
+
+
 def test_the_recipe_of_the_documents_runs(tmp_path):
     run = distilled(
         {"use": "on-policy", "divergence": "reverse-kl", "student_share": 1.0, "max_new_tokens": 12}, tmp_path

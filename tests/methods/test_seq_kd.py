@@ -129,6 +129,8 @@ def test_who_cannot_write_is_told():
         writer(situation(teacher=nn.Identity()).teacher)
     where = situation()
     where.teacher.stored = True
+    with pytest.raises(RecipeError, match="seq-kd learns what a teacher writes, and there is none"):
+        SeqKD().bind(where.student, None, where.task).setup()
     with pytest.raises(RecipeError, match="seq-kd asks the teacher about texts that are written"):
         settle(SeqKD(), where)
 

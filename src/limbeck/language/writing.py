@@ -63,8 +63,11 @@ class Writing(Transfer):
         return self.student.tokenizer
 
     def sampler(self, **changes: Any) -> Sampler:
-        """How texts are written."""
+        """How texts are written: as long as student and teacher can read them."""
+        readers = [self.student.model, *(m.model for m in (self.teacher.members if self.teacher else {}).values())]
+        contexts = [context for context in map(context_of, readers) if context is not None]
         options = {
+            "context": min(contexts, default=None),
             "max_new_tokens": self.max_new_tokens,
             "temperature": self.sampling_temperature,
             "top_p": self.top_p,
@@ -105,22 +108,21 @@ class Writing(Transfer):
         assert theirs is not None
         own = sampler(model, theirs, {**self.teacher.own(batch)}, seeds)
         answers, lengths = answers_of(own, sampler.max_new_tokens, theirs.pad)
-        texts = [row[:n] for row, n in zip(answers.tolist(), lengths.tolist())]
-        mine = [_retold(ids, theirs, self.student.tokenizer)[: sampler.max_new_tokens] for ids in texts]
-        device = batch["input_ids"].device
-        length = torch.tensor([len(ids) for ids in mine], device=device)
-        padded = [ids + [self.vocabulary.pad] * (int(length.max()) - len(ids)) for ids in mine]
         prompt = prompt_lengths(batch, self.text_prompt)
-        answer = torch.tensor(padded, dtype=torch.int64, device=device).view(len(mine), -1)
-        if not answer.shape[1]:
-            answer = torch.full((len(mine), 1), self.vocabulary.pad, device=device)
-        return with_answers(batch, prompt, answer, length, pad=self.vocabulary.pad, pieces=self.vocabulary.pieces)
+        most = (context_of(self.student.model) or sampler.max_new_tokens + int(prompt.max())) - prompt
+        mine = [
+            _retold(row[:n], theirs, self.student.tokenizer)[: max(0, min(room, sampler.max_new_tokens))]
+            for row, n, room in zip(answers.tolist(), lengths.tolist(), most.tolist())
+        ]
+        width = max(1, *map(len, mine))
+        padded = torch.tensor([ids + [self.vocabulary.pad] * (width - len(ids)) for ids in mine], device=prompt.device)
+        length = torch.tensor([len(ids) for ids in mine], device=prompt.device)
+        return with_answers(batch, prompt, padded, length, pad=self.vocabulary.pad, pieces=self.vocabulary.pieces)
 
     def longest(self) -> int:
         """How many tokens a prompt of the training data and what is written after it have at most."""
         most = longest_row(self.data.splits["train"]) + self.max_new_tokens
-        context = context_of(self.student.model)
-        return min(most, context) if context else most
+        return min(most, self.sampler().context or most)
 
 
 class Answers(nn.Module):

@@ -77,7 +77,7 @@ class DistiLLM(Writing):
         part: Any = loss.parts["task"]
         assert isinstance(part, Part)
         sums = torch.stack([part.sum.detach().double(), torch.as_tensor(part.count).to(part.sum.device).double()])
-        self.heard += everywhere_summed(sums * (not batch.get("ghost")))
+        self.heard.add_(everywhere_summed(sums * (not batch.get("ghost"))))
         return loss
 
     def _judge(self) -> None:
@@ -86,7 +86,6 @@ class DistiLLM(Writing):
             return
         now = self.heard[0] / self.heard[1]
         if now >= self.before + self.tolerance:  # never of the first one, which nothing stands before
-            self.share += self.increase
-            self.share.clamp_(max=1.0)
+            self.share.add_(self.increase).clamp_(max=1.0)
         self.before.copy_(now)
         self.heard.zero_()

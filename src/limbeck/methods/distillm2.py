@@ -46,9 +46,8 @@ class DistiLLM2(Writing):
     task_weight: Scalar = 0.0
 
     def objective(self) -> Objective:
-        return Objective(
-            Term(skew_kl, name="teachers", alpha=self.alpha)
-        )  # checks that both tell the same tokens apart
+        # read for its check that both tell the same tokens apart; `transfer` takes each answer's mean for itself
+        return Objective(Term(skew_kl, name="teachers", alpha=self.alpha))
 
     def setup(self) -> None:
         super().setup()
@@ -60,8 +59,8 @@ class DistiLLM2(Writing):
         epoch, seed = self.progress.epoch, self.progress.seed
         self.theirs.renew(batch, 0, lambda rows: self.by_teacher(rows, seeds_for(rows["id"], seed, 0)))
         self.ours.renew(batch, epoch, self.by_student)
-        both = [answers.put(batch, self.vocabulary, self.text_prompt) for answers in (self.theirs, self.ours)]
-        stacked = one_below_the_other(*both, self.vocabulary.pad)
+        told, own = (a.put(batch, self.vocabulary, self.text_prompt) for a in (self.theirs, self.ours))
+        stacked = one_below_the_other(told, own, self.vocabulary.pad)
         first = torch.arange(len(stacked["id"]), device=stacked["id"].device) < len(batch["id"])
         return stacked | {"teacher_wrote": first, "target": stacked["target"].where(first[:, None], UNCOUNTED)}
 
@@ -101,9 +100,9 @@ class DistiLLM2(Writing):
 
     def skews(self, gap: Float[Tensor, "batch"], wrote: Bool[Tensor, "batch"]) -> list[float]:
         """The skew of every answer: small where it is nearer to being learnt than answers were so far."""
-        mean = torch.where(wrote, *(self.gaps[:, 0] / self.gaps[:, 1].clamp(min=1)).to(gap))
-        skews = (1 - (1 - self.alpha) * mean / (gap + 1e-5)).clamp(0.01, self.alpha)
-        return torch.where(torch.where(wrote, *self.gaps[:, 1].to(gap)) > 0, skews, self.alpha).tolist()
+        sums, counts = self.gaps[torch.where(wrote, 0, 1)].to(gap).unbind(1)
+        skews = (1 - (1 - self.alpha) * sums / counts.clamp(min=1) / (gap + 1e-5)).clamp(0.01, self.alpha)
+        return torch.where(counts > 0, skews, self.alpha).tolist()
 
     def row_by_row(
         self,

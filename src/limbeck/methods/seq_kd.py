@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from limbeck.errors import RecipeError
 from limbeck.language.writing import Answers, Writing
 from limbeck.memories import Entries
 from limbeck.method import Batch, Card
@@ -36,6 +37,8 @@ class SeqKD(Writing):
 
     def setup(self) -> None:
         super().setup()
+        if self.teacher is None:
+            raise RecipeError("seq-kd learns what a teacher writes, and there is none. Give teacher=...")
         self.answers = Answers(Entries.of(self.data.splits["train"]), self.max_new_tokens)
 
     def draw(self, batch: Batch) -> Batch:
