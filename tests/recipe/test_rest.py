@@ -22,7 +22,15 @@ def test_the_defaults():
     assert found["evaluate"] == ["quality"]
     assert found["require"] == found["export"] == found["track"] == []
     assert set(found["limit"].values()) == {None}
-    assert found["cache"] == {"signals": None, "top_k": "all", "dtype": "fp16", "views": 1, "splits": None}
+    assert found["cache"] == {
+        "signals": None,
+        "top_k": None,
+        "samples": None,
+        "token_bytes": None,
+        "dtype": "fp16",
+        "views": 1,
+        "splits": None,
+    }
     assert found["seed"] == 0
 
 

@@ -66,8 +66,12 @@ class Asker:
             batch = batch | {"view_seed": found["view_seed"]}
         with torch.no_grad(), self._precision(shard):
             signals = self.teacher(batch, reads=self.packings.keys())
-        lost = []
+        lost = [torch.zeros((), dtype=torch.bool, device=batch["id"].device)]
         for name, how in self.packings.items():
+            if isinstance(how, packing.Tokens):
+                packed = how.pack(signals[name], self.teacher.own(batch))
+                found |= {f"signals/{name}/{part}": tensor for part, tensor in packed.items()}
+                continue
             value = signals[name].materialise() if isinstance(signals[name], Projection) else signals[name]
             if tuple(value.shape) != (len(batch["id"]), *how.shape):
                 raise RecipeError(
@@ -86,7 +90,7 @@ class Asker:
     def _refuse(self, shard: Shard) -> RecipeError:
         return RecipeError(
             f"what the teacher says of rows {shard.first} to {shard.first + shard.rows - 1} of {shard.split} holds nan, or numbers too large for "
-            f"{next(iter(self.packings.values())).dtype}. Look at the teacher's answers, or store with cache.dtype=bf16 (or fp32)."
+            f"{next(h.dtype for h in self.packings.values() if not isinstance(h, packing.Tokens))}. Look at the teacher's answers, or store with cache.dtype=bf16 (or fp32)."
         )
 
 

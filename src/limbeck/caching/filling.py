@@ -14,6 +14,7 @@ from limbeck import __version__, layers
 from limbeck.actors import Teacher
 from limbeck.caching import form, packing, wanted
 from limbeck.caching.asking import Asker, drawn
+from limbeck.caching.sketch import rows
 from limbeck.caching.writer import Folder, Writer
 from limbeck.data.tensors import Data
 from limbeck.engine.processes import World
@@ -29,6 +30,8 @@ from limbeck.teachers.stored import Stored, fingerprints
 
 if TYPE_CHECKING:
     from limbeck.run import Run
+
+_LOOKED_AT = 8  # samples of a language model, from which it is told how many bytes a token takes
 
 
 def cache(
@@ -104,15 +107,20 @@ def prepare(recipe: Recipe, world: World) -> tuple[Teacher, Data, dict[str, Any]
         data[name]  # refused where there is none
     names, why, paired = wanted.signals(recipe, teacher, data, world)
     segmentation = recipe.task.use == "segmentation"
-    batch = data[splits[0]].__getitems__(list(range(min(2, len(data[splits[0]])))))
+    language = "answer" in data.columns or "answer" in data[splits[0]].__getitems__([0])
+    batch = data[splits[0]].__getitems__(list(range(min(_LOOKED_AT if language else 2, len(data[splits[0]])))))
     batch = to_device(batch, world.device)
-    values = _probe(teacher, batch, names)
-    packings = {name: packing.of(values[name], name, keys.dtype, keys.top_k, segmentation) for name in names}
+    values, own = _probe(teacher, batch, names), teacher.own(batch)
+    packings = {
+        name: packing.of_tokens(value, name, keys, recipe.seed, own)
+        or packing.of(_whole(value), name, keys.dtype, keys.top_k or "all", segmentation)
+        for name, value in ((name, values[name]) for name in names)
+    }
     random = drawn(teacher, data, world.device)
     views = {"count": keys.views, "seed": recipe.seed} if random else None
     train = recipe.train
     size = train.micro_batch if isinstance(train.micro_batch, int) else train.batch_size
-    row = sum(t[0].numel() * t.element_size() for n in names for t in packings[n].pack(values[n]).values()) + 8
+    row = sum(_bytes(packings[name], values[name], own) for name in names) + 8
     passes: list[dict[str, Any]] = [
         {"split": name, "view": view, "rows": len(data[name])}
         for name in splits
@@ -121,7 +129,7 @@ def prepare(recipe: Recipe, world: World) -> tuple[Teacher, Data, dict[str, Any]
     size_gb, most = sum(part["rows"] for part in passes) * row / 1e9, recipe.limit.disk_gb
     if most is not None and size_gb > most:
         raise RecipeError(
-            f"the answers need {size_gb:.3g} GB, and limit.disk_gb is {most:g}. Store less: cache.top_k=64, cache.dtype=fp16, fewer cache.views or cache.splits."
+            f"the answers need {size_gb:.3g} GB, and limit.disk_gb is {most:g}. Store less: cache.top_k=64 (cache.token_bytes=60 of a language model), cache.dtype=fp16, fewer cache.views or cache.splits."
         )
     header = {
         "limbeck": __version__,
@@ -145,8 +153,7 @@ def prepare(recipe: Recipe, world: World) -> tuple[Teacher, Data, dict[str, Any]
 def _said(header: dict[str, Any], why: str, splits: list[str]) -> list[str]:
     rows = sum(part["rows"] for part in header["passes"])
     shown = {
-        name: f"{spec['dtype']} {spec['shape']}" + (f", the {spec['top_k']} most likely" if "top_k" in spec else "")
-        for name, spec in header["signals"].items()
+        name: f"{spec['dtype']} {spec['shape']}" + packing.described(spec) for name, spec in header["signals"].items()
     }
     said = [
         f"stored: {'; '.join(f'{name} ({how})' for name, how in shown.items())}, {why}; of {', '.join(splits)}: {rows:,} answers, "
@@ -183,6 +190,7 @@ def _told(teacher: Teacher) -> dict[str, Any]:
         "views": views,
         "taps": paths,
         "labels": teacher.labels,
+        "tokenizer": teacher.source.tokenizer if single else None,
     }
 
 
@@ -200,7 +208,20 @@ def _embedding_width(teacher: Teacher, batch: dict[str, Any]) -> int:
 def _probe(teacher: Teacher, batch: dict[str, Any], names: list[str]) -> dict[str, Any]:
     with torch.no_grad():
         signals = teacher(batch, reads=names)
-    return {n: s.materialise() if isinstance(s, Projection) else s for n, s in signals.items() if n in names}
+    return {n: s for n, s in signals.items() if n in names}
+
+
+def _whole(value: Any) -> Any:
+    return value.materialise() if isinstance(value, Projection) else value
+
+
+def _bytes(how: packing.Packing, value: Any, batch: dict[str, Any]) -> int:
+    """Of a sample, where one more or less like those of the batch."""
+    if isinstance(
+        how, packing.Tokens
+    ):  # as the tokens were counted, and not as they came out: that may differ in a bit
+        return math.ceil(rows.HEAD + 8 + how.token_bytes * float(batch["answer"].sum()) / len(batch["answer"]))
+    return sum(t[0].numel() * t.element_size() for t in how.pack(_whole(value)).values())
 
 
 def _precision(asked: str, world: World) -> str:

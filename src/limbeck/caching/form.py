@@ -92,7 +92,7 @@ def differences(here: dict[str, Any], there: dict[str, Any]) -> list[str]:
 def _asked(header: dict[str, Any]) -> dict[str, Any]:
     asked = {key: value for key, value in header.items() if key not in _NOT_ASKED}
     for part, where in (
-        ("teacher", ("from", "weights")),
+        ("teacher", ("from", "weights", "tokenizer")),
         ("data", ("source",)),
     ):  # fingerprints tell, places may change
         asked[part] = {key: value for key, value in asked[part].items() if key not in where}

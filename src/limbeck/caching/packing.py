@@ -1,16 +1,23 @@
-"""How a signal lies on disk: whole in fewer bits, or the most likely classes with what remains for the others."""
+"""How a signal lies on disk: whole in fewer bits, the most likely classes with what remains for the others, or sketches."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from limbeck.caching.sketch.codec import Codec
+from limbeck.caching.sketch.rows import Bytes, rows_of
 from limbeck.errors import RecipeError
+from limbeck.randomness import fold, seeds_for, uniform
+from limbeck.signals import Projection
+from limbeck.sketches import Sketch
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 Packed = dict[str, Tensor]
@@ -87,10 +94,135 @@ class Top:
         return own | {"top_k": self.k, "dim": self.dim}
 
 
-Packing = Whole | Top
+@dataclass(frozen=True)
+class Tokens:
+    """Logits of tokens, of those that the batch's column `answer` counts (all, if it has none): a `Sketch` each.
+
+    What comes back is a `Sketch` [batch, length, k] that lies as the batch's `input_ids` do; tokens without an answer know
+    nothing. `limbeck.caching.sketch.codec` says what is kept of a token and how exactly.
+
+    Args:
+        shape: of a sample's logits, [length, classes]; lengths differ from batch to batch.
+        given: the type in which the teacher gave them.
+        codec: how a token is stored.
+        seed: of the draws, where classes are drawn.
+        token_bytes: how many bytes a token takes, about.
+    """
+
+    shape: tuple[int, ...]
+    given: str
+    codec: Codec
+    seed: int
+    token_bytes: float
+    dtype = "sketch"
+
+    def pack(self, value: Float[Tensor, "batch length classes"] | Projection, batch: Mapping[str, Any]) -> Packed:
+        """`""`: the bytes of all samples, one after another; `length`: how many each has."""
+        if len(value.shape) != 3 or value.shape[-1] != self.codec.classes:
+            raise RecipeError(
+                f"the teacher's logits have shape {list(value.shape)}; stored are logits of tokens, [batch, length, {self.codec.classes}]."
+            )
+        counts = _counted(batch, value.shape[:2])
+        starts = _starts(batch, value.shape[1], self.seed) if self.codec.draws else None
+        samples = []
+        for row, counted in enumerate(
+            counts.to(value.hidden.device if isinstance(value, Projection) else value.device)
+        ):
+            if isinstance(value, Projection):
+                own: Tensor | Projection = replace(value, hidden=value.hidden[row, counted])
+            else:
+                own = value[row, counted]
+            samples.append(self.codec.encode(own, None if starts is None else starts[row, counted].to(counted.device)))
+        joined = np.concatenate(samples) if samples else np.zeros(0, dtype=np.uint8)
+        return {"": torch.from_numpy(joined), "length": torch.tensor([len(s) for s in samples], dtype=torch.int64)}
+
+    def unpack(self, samples: Sequence[Bytes], batch: Mapping[str, Any]) -> Sketch:
+        """The sketches of these samples, in the places that the batch's `answer` counts.
+
+        Raises:
+            RecipeError: the batch counts other tokens than were stored.
+        """
+        stored = [rows_of(sample) for sample in samples]
+        shape = (len(samples), max(stored, default=0))
+        if "answer" in batch:
+            shape = (len(samples), batch["answer"].shape[1])
+        counts = (
+            torch.arange(shape[1]) < torch.tensor(stored)[:, None] if "answer" not in batch else batch["answer"].cpu()
+        )
+        wrong = [(int(i), had, int(here)) for i, had, here in zip(batch["id"], stored, counts.sum(-1)) if had != here]
+        if wrong:
+            raise RecipeError(
+                f"sample {wrong[0][0]} has {wrong[0][2]} tokens that count in this batch, and {wrong[0][1]} had when the teacher was asked. "
+                "Stored logits serve the texts, tokens and masks that were asked about: ask again for others."
+            )
+        places = counts.flatten().nonzero().squeeze(-1).numpy()
+        return self.codec.decode(samples).sketch(shape, places)
+
+    def spec(self) -> dict[str, Any]:
+        """How `cache.json` spells it."""
+        own = {"shape": list(self.shape), "given": self.given, "dtype": self.dtype}
+        return own | {"tokens": self.codec.spec() | {"seed": self.seed, "bytes": self.token_bytes}}
 
 
-def of(value: Tensor, name: str, dtype: str, top_k: int | str, segmentation: bool = False) -> Packing:
+def _counted(batch: Mapping[str, Any], shape: Sequence[int]) -> Bool[Tensor, "batch length"]:
+    """Which tokens are stored."""
+    if "answer" not in batch:
+        return torch.ones(*shape, dtype=torch.bool)
+    if tuple(batch["answer"].shape) != tuple(shape):
+        raise RecipeError(
+            f"the teacher gave logits of {list(shape)} tokens, and the column 'answer' has shape {list(batch['answer'].shape)}."
+        )
+    return batch["answer"].bool()
+
+
+def _starts(batch: Mapping[str, Any], length: int, seed: int) -> Float[Tensor, "batch length"]:
+    """Where the draws of a token begin: uniform for each, and spread evenly over the tokens of a sample."""
+    seeds = batch["view_seed"] if "view_seed" in batch else seeds_for(batch["id"], seed, 0)
+    first = uniform(fold(seeds.cpu(), _DRAWS), 1).double()
+    return (first + torch.arange(length) * _GOLDEN).remainder(1)
+
+
+_GOLDEN = (math.sqrt(5) - 1) / 2
+_DRAWS = 0x5EED  # other random numbers than those of a view
+LANGUAGE_BYTES = 114.0
+"""For a token of a language model where nothing else is said."""
+
+Packing = Whole | Top | Tokens
+
+
+def of_tokens(value: Any, name: str, keys: Any, seed: int, batch: Mapping[str, Any]) -> Tokens | None:
+    """How logits of a language model are stored: the batch says with its column `answer` that it is one; else None.
+
+    Args:
+        keys: `cache` of the recipe: `top_k`, `samples` or `token_bytes`.
+
+    Raises:
+        RecipeError: keys for language models, and it is none.
+    """
+    language = "answer" in batch and name.rpartition(".")[2] == "logits" and len(getattr(value, "shape", ())) == 3
+    if not language:
+        for key in ("samples", "token_bytes"):
+            if getattr(keys, key) is not None and name.rpartition(".")[2] == "logits":
+                raise RecipeError(
+                    f"cache.{key} is for language models, whose batches say with a column 'answer' which tokens count. Here use cache.top_k."
+                )
+        return None
+    classes, given = value.shape[-1], value.hidden if isinstance(value, Projection) else value
+    counted = _counted(batch, value.shape[:2]).to(given.device)
+    size = keys.token_bytes
+    if keys.samples is not None:
+        codec = Codec.drawn(classes, keys.samples)
+    elif keys.top_k is not None:
+        codec = Codec.top(classes, classes if keys.top_k == "all" else keys.top_k)
+    else:
+        size = LANGUAGE_BYTES if size is None else size
+        some = replace(value, hidden=given[counted]) if isinstance(value, Projection) else given[counted]
+        codec = Codec.for_bytes(some, size) if counted.any() else Codec(classes, min(512, classes), price=1e-4)
+    about = float(size or round(codec.expected_bytes(), 1))
+    return Tokens(tuple(value.shape[1:]), str(given.dtype).removeprefix("torch."), codec, seed, about)
+
+
+def of(value: Tensor, name: str, dtype: str, top_k: int | str, segmentation: bool = False) -> Whole | Top:
     """How a signal like `value` is stored; `top_k` concerns signals called logits that have more classes than that.
 
     Raises:
@@ -108,8 +240,27 @@ def of(value: Tensor, name: str, dtype: str, top_k: int | str, segmentation: boo
 
 def read(spec: dict[str, Any]) -> Packing:
     """The packing that `spec` spells."""
+    if "tokens" in spec:
+        own = dict(spec["tokens"])
+        seed, about = own.pop("seed"), own.pop("bytes")
+        return Tokens(tuple(spec["shape"]), spec["given"], Codec(**own), seed, about)
     common = (tuple(spec["shape"]), spec["given"], spec["dtype"])
     return Top(*common, spec["top_k"], spec["dim"]) if "top_k" in spec else Whole(*common)
+
+
+def described(spec: dict[str, Any]) -> str:
+    """What is left out, in words."""
+    if "top_k" in spec:
+        return f", the {spec['top_k']} most likely"
+    if "tokens" not in spec:
+        return ""
+    own = spec["tokens"]
+    most = f"{own['most']:,}" + (" draws" if own["draws"] else " most likely")
+    what = (
+        f"up to {own['most']:,} of the most likely, as many as are worth their bits" if own["price"] else f"the {most}"
+    )
+    rest = "" if own["draws"] else " and the mass of all others"
+    return f" of each token that counts, {what}{rest}: about {own['bytes']:g} bytes"
 
 
 def lost(value: Tensor, packed: Packed) -> Bool[Tensor, ""]:

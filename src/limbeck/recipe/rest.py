@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from limbeck.errors import RecipeError, nearest
 from limbeck.evaluation.measure import CHECKS
@@ -33,13 +33,26 @@ class CacheKeys(Section):
     """What to store of the teacher: `signals` (None: those that the method reads), of `splits` (None: of all).
 
     `views`: in how many random views training is asked, where the teacher's view draws; one serves an epoch.
+
+    How much of logits: `top_k`, the k most likely classes and the mass of the others (None: all). Of a language model one
+    of `top_k`, `samples` (so many unbiased draws) and `token_bytes`: as many classes as are worth their bytes, so many
+    bytes for a token on average (114 where none of the three is given).
     """
 
     signals: Annotated[list[str] | None, BeforeValidator(listed)] = None
-    top_k: Annotated[int, Field(ge=1)] | Literal["all"] = "all"
+    top_k: Annotated[int, Field(ge=1)] | Literal["all"] | None = None
+    samples: Annotated[int, Field(ge=1)] | None = None
+    token_bytes: Annotated[float, Field(ge=8)] | None = None
     dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
     views: Annotated[int, Field(ge=1)] = 1
     splits: Annotated[list[str] | None, BeforeValidator(listed)] = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> CacheKeys:
+        given = [key for key in ("top_k", "samples", "token_bytes") if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise RecipeError(f"{' and '.join(given)} are different ways to store logits. Give one of them.")
+        return self
 
 
 def _choices(value: Any) -> Any:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+import numpy as np
 import torch
 from jaxtyping import Int64
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -51,8 +53,8 @@ class Stored(Teacher):
     """The answers of a teacher about one data set, asked once by `limbeck cache`.
 
     It gives back what was stored, per sample and (where the teacher's view draws) per random view, in the type in which
-    the teacher gave it; top-k logits come back as log-probabilities (`limbeck.caching.packing.Top`). It cannot be asked
-    anything new: no other data, no replaced features, no gradients through it.
+    the teacher gave it; top-k logits come back as log-probabilities (`limbeck.caching.packing.Top`), those of a language
+    model as a `Sketch` (`limbeck.caching.packing.Tokens`). It cannot be asked anything new: no other data, no replaced features, no gradients through it.
 
     Args:
         folder: of the cache.
@@ -60,6 +62,7 @@ class Stored(Teacher):
         weights: its weights' file, checked in the same way.
         view, taps: as they were; others are refused.
         labels, label_map: as for any teacher.
+        tokenizer: where that of the teacher lies, if it is not where it was.
 
     Raises:
         RecipeError: an unfinished or damaged cache, or one of another teacher, view or place.
@@ -79,14 +82,20 @@ class Stored(Teacher):
         label_map: str | Mapping[str, str] = "name",
         args: Mapping[str, Any] | None = None,
         dtype: Any = None,
+        tokenizer: str | Path | None = None,
     ):
         self.folder = Path(folder)
         self.header = form.read(self.folder)
+        self.packings = {name: packing.read(spec) for name, spec in self.header["signals"].items()}
         self._open()
         told = self.header["teacher"]
         self.model = type(told["name"], (_Absent,), {})()  # figures and reports name a teacher by its network's class
         self.source = _Known(self.model, {"model": str(folder)}, self.folder.resolve())
         self.source.said = told["from"]
+        place = tokenizer if tokenizer is not None else told.get("tokenizer")
+        if place is not None and (tokenizer is not None or Path(place).exists()):  # the teacher's folder may be gone
+            self.source.tokenizer = str(place)
+        self._tokenizer = None
         self.view = View.of(told["view"])
         self.labels = list(map(str, labels)) if labels is not None else told["labels"]
         self.label_map = label_map
@@ -94,7 +103,7 @@ class Stored(Teacher):
         self.places: dict[str, Place] = {}
         self.holds: list[str] = list(self.header["signals"])
         self.shapes = {name: tuple(spec["shape"]) for name, spec in self.header["signals"].items()}
-        self.packings = {name: packing.read(spec) for name, spec in self.header["signals"].items()}
+        self.sketches = isinstance(self.packings.get("logits"), packing.Tokens)
         self.paired: dict[str, list[list[str]]] = self.header["paired"]  # by method: student's place, its path, signal
         self.embedding_width: int = told["embedding_width"]
         self.may_stop_early = True
@@ -164,9 +173,14 @@ class Stored(Teacher):
         rows = self._rows(positions)
         signals = Signals()
         for name in self.holds if reads is None else reads:
+            how = self.packings[name]
+            if isinstance(how, packing.Tokens):
+                samples = rows.samples(self._parts[name][""], self._ends[name])
+                signals[name] = how.unpack(samples, self.own(batch)).to(batch["id"].device, non_blocking=True)
+                continue
             parts = {part: rows.of(tensors) for part, tensors in self._parts[name].items()}
             moved = {part: tensor.to(batch["id"].device, non_blocking=True) for part, tensor in parts.items()}
-            signals[name] = self.packings[name].unpack(moved)
+            signals[name] = how.unpack(moved)
         return signals
 
     def tap(self, name: str, path: str) -> Stored:
@@ -221,9 +235,11 @@ class Stored(Teacher):
         self._data, self._looks = data, 0
 
     def answers(self, split: str) -> bool:
-        """Whether logits of this split were stored, as it is."""
-        return "logits" in self.packings and any(
-            part["split"] == split and part["view"] is None for part in self.header["passes"]
+        """Whether logits of this split were stored, as it is and whole."""
+        return (
+            "logits" in self.packings
+            and not self.sketches
+            and any(part["split"] == split and part["view"] is None for part in self.header["passes"])
         )
 
     def view_seeds(self, ids: Int64[Tensor, "batch"], seed: int, epoch: int) -> Int64[Tensor, "batch"]:
@@ -246,6 +262,11 @@ class Stored(Teacher):
             if name.startswith("signals/"):
                 signal, _, part = name.removeprefix("signals/").rpartition("/")
                 self._parts.setdefault(signal, {})[part] = [tensors[name] for tensors in files]
+        self._ends = {  # of samples that differ in length: where each ends in its shard
+            name: [lengths.cumsum(0) for lengths in parts["length"]]
+            for name, parts in self._parts.items()
+            if isinstance(self.packings[name], packing.Tokens)
+        }
         lengths = [len(tensors["id"]) for tensors in files]
         self._starts = torch.tensor([0, *lengths]).cumsum(0)[:-1]
         self._ids = torch.cat([tensors["id"] for tensors in files])
@@ -333,6 +354,16 @@ class _Rows:
         """These rows of a tensor that is spread over the shards."""
         taken = [tensors[shard].index_select(0, rows) for shard, rows in self.pieces]
         return taken[0] if self.back is None else torch.cat(taken).index_select(0, self.back)
+
+    def samples(self, tensors: list[Tensor], ends: list[Tensor]) -> list[NDArray[np.uint8]]:
+        """The bytes of these rows, which differ in length."""
+        found = []
+        for shard, rows in self.pieces:
+            last = ends[shard][rows]
+            first = torch.where(rows > 0, ends[shard][rows - 1], 0)
+            whole = tensors[shard].numpy()
+            found += [whole[a:b] for a, b in zip(first.tolist(), last.tolist())]
+        return found if self.back is None else [found[i] for i in self.back.tolist()]
 
 
 class _Index:

@@ -18,7 +18,7 @@ the rest.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -31,7 +31,11 @@ from torch import Tensor
 
 from limbeck.caching.sketch import rows
 from limbeck.caching.sketch.rows import Bytes, Ints, Rows
+from limbeck.errors import RecipeError
+from limbeck.signals import Projection
 from limbeck.sketches import Sketch
+
+Logits = Float[Tensor, "tokens classes"] | Projection
 
 _LEAST = 20.0  # nats below the most probable class: what is less likely belongs to the rest
 _NO_TAIL = -(2**15)
@@ -66,7 +70,8 @@ class Codec:
         return cls(classes, draws, draws=True)
 
     @classmethod
-    def for_bytes(cls, logits: Float[Tensor, "tokens classes"], size: float) -> Codec:
+    @torch.no_grad()
+    def for_bytes(cls, logits: Logits, size: float) -> Codec:
         """As good as it gets at no more than `size` bytes per token, on average over tokens like these.
 
         Prices go in steps of a sixteenth of an octave, so that small differences between machines do not show.
@@ -87,6 +92,15 @@ class Codec:
         """How `cache.json` spells it."""
         return {"classes": self.classes, "most": self.most, "price": self.price, "draws": self.draws}
 
+    def expected_bytes(self) -> float:
+        """About how many bytes a token takes; 0 where that depends on the tokens."""
+        if self.price:
+            return 0.0
+        level = 0.0 if self.draws else 6.0
+        used = min(self.classes, 0.4 * self.most if self.draws else self.most)
+        gap = min(rows.expected_bits(self.classes, max(1, round(used)), low) for low in range(25))
+        return self.said + (used * (gap + level) + self.most * self.draws) / 8
+
     @cached_property
     def sizes(self) -> Ints:
         """Which numbers of classes a row may have, at most 256 of them: a byte names one."""
@@ -105,12 +119,18 @@ class Codec:
         """Bytes about a row: how many classes, and log-odds of the rest (8 bits where bytes count, else 16)."""
         return 1 if self.draws else 2 if self.price else 3
 
-    def encode(self, logits: Float[Tensor, "tokens classes"], starts: Float[Tensor, "tokens"] | None = None) -> Bytes:
-        """One sample's tokens; `starts` in [0, 1) for draws, see `Sketch.drawn`."""
-        if self.draws:
-            assert starts is not None
-            return self._pack_drawn(Sketch.drawn(logits, self.most, starts))
-        return self._pack(self._kept(logits))
+    @torch.no_grad()
+    def encode(self, logits: Logits, starts: Float[Tensor, "tokens"] | None = None) -> Bytes:
+        """One sample's tokens; `starts` in [0, 1) for draws, see `Sketch.drawn`. A projection is multiplied out in pieces.
+
+        Raises:
+            RecipeError: logits that are nan or infinite, or -inf all over.
+        """
+        if not self.draws:
+            return self._pack(self._kept(logits))
+        assert starts is not None
+        pieces = zip(_pieces(logits), starts.split(_at_once(self.classes)))
+        return self._pack_drawn([Sketch.drawn(piece, self.most, start) for piece, start in pieces])
 
     def decode(self, samples: Sequence[Bytes]) -> Ragged:
         """The tokens of several samples, one after another."""
@@ -128,15 +148,17 @@ class Codec:
         shift = log_head - np.log(np.where(used, mass, 1))
         return Ragged(found, np.log(x) + np.repeat(shift, found.counts), log_tail, self)
 
-    def _kept(self, logits: Float[Tensor, "tokens classes"]) -> _Kept:
+    def _kept(self, logits: Logits) -> _Kept:
         """The most probable classes, and of all others together what choosing among k needs."""
-        log_p = (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
-        top, ids = log_p.topk(self.most, dim=-1)
-        others = log_p.scatter(-1, ids, -math.inf)
-        p = others.exp()
-        surprise = -(p * others.masked_fill(p == 0, 0.0)).sum(-1, dtype=torch.float64)
-        parts = (ids, top.double(), p.sum(-1, dtype=torch.float64), surprise)
-        return _Kept(*(part.cpu().numpy() for part in parts))
+        found = []
+        for piece in _pieces(logits):
+            log_p = (piece if piece.dtype == torch.float64 else piece.float()).log_softmax(-1)
+            top, ids = log_p.topk(self.most, dim=-1)
+            others = log_p.scatter(-1, ids, -math.inf)
+            p = others.exp()
+            surprise = -(p * others.masked_fill(p == 0, 0.0)).sum(-1, dtype=torch.float64)
+            found.append((ids, top.double(), p.sum(-1, dtype=torch.float64), surprise))
+        return _Kept(*(torch.cat(part).cpu().numpy() for part in zip(*found)))
 
     def _pack(self, kept: _Kept) -> Bytes:
         counts = self._counts(kept)
@@ -155,15 +177,20 @@ class Codec:
         said = np.concatenate([place.astype(np.uint8)[:, None], self._odds(odds)], -1)
         return rows.pack(Rows(counts, ids, levels), self.classes, self.most, self.fine, said.ravel())
 
-    def _pack_drawn(self, sketch: Sketch) -> Bytes:
-        known = sketch.known.cpu().numpy()
-        ids = np.where(known, sketch.ids.cpu().numpy(), self.classes)
-        order = np.argsort(ids, axis=-1, kind="stable")
-        drawn = np.rint(np.exp(sketch.log_probs.double().cpu().numpy()) * self.most).astype(np.int64)
-        counts, held = known.sum(-1), np.take_along_axis(known, order, -1)
-        ids, drawn = (np.take_along_axis(each, order, -1)[held] for each in (ids, drawn))
-        place = np.searchsorted(self.sizes, counts)
-        return rows.pack(Rows(counts, ids, drawn - 1), self.classes, self.most, 0, place.astype(np.uint8))
+    def _pack_drawn(self, sketches: Sequence[Sketch]) -> Bytes:
+        counts, classes, drawn = [], [], []
+        for sketch in sketches:
+            known = sketch.known.cpu().numpy()
+            ids = np.where(known, sketch.ids.cpu().numpy(), self.classes)
+            order = np.argsort(ids, axis=-1, kind="stable")
+            times = np.rint(np.exp(sketch.log_probs.double().cpu().numpy()) * self.most).astype(np.int64)
+            held = np.take_along_axis(known, order, -1)
+            counts.append(known.sum(-1))
+            classes.append(np.take_along_axis(ids, order, -1)[held])
+            drawn.append(np.take_along_axis(times, order, -1)[held])
+        of = Rows(np.concatenate(counts), np.concatenate(classes), np.concatenate(drawn) - 1)
+        place = np.searchsorted(self.sizes, of.counts).astype(np.uint8)
+        return rows.pack(of, self.classes, self.most, 0, place)
 
     def _counts(self, kept: _Kept) -> Ints:
         """How many classes of each token are kept."""
@@ -218,6 +245,24 @@ class Codec:
             whole, least, steps = np.ascontiguousarray(said).view("<i2")[:, 0], _NO_TAIL, 512
         odds = np.where(whole == least, -np.inf, whole.astype(np.float32) / steps).astype(np.float32)
         return -np.logaddexp(np.float32(0), -odds), -np.logaddexp(np.float32(0), odds)
+
+
+def _at_once(classes: int) -> int:
+    """How many tokens are looked at together."""
+    return max(1, 2**24 // classes)
+
+
+def _pieces(logits: Logits) -> Iterator[Float[Tensor, "tokens classes"]]:
+    """A few tokens after another, at least one piece."""
+    rows_of = logits.hidden if isinstance(logits, Projection) else logits
+    for part in rows_of.split(_at_once(logits.shape[-1])):
+        piece = replace(logits, hidden=part).materialise() if isinstance(logits, Projection) else part
+        if not piece.amax(-1).isfinite().all():  # a nan is the largest of all
+            raise RecipeError(
+                "the teacher's logits hold nan or infinity, or rule out every class, so there is no distribution to store. "
+                "Look at the teacher's answers, in fp32 if they come from half precision."
+            )
+        yield piece
 
 
 _STEP = 1.8  # nats: the first level of `Priced`; measured, and flat: 1.4 costs 1.5 bytes more, 2.0 none

@@ -93,6 +93,11 @@ def unpack(samples: Sequence[Bytes], classes: int, most: int, fine: int, sizes: 
     return Rows(counts, (upto - base[row]).astype(np.int64), levels.astype(np.int64)), told
 
 
+def rows_of(sample: Bytes) -> int:
+    """How many rows a packed sample has."""
+    return int.from_bytes(sample[:4].tobytes(), "little")
+
+
 def _unary(numbers: Ints) -> Bytes:
     ones = (numbers + 1).cumsum() - 1
     bits = np.zeros(ones[-1] + 1 if len(ones) else 0, dtype=np.uint8)
