@@ -49,6 +49,10 @@ class Crossing(Transfer):
     def teacher_reads(self) -> set[str]:
         return {"logits"}
 
+    def theirs(self, batch: Batch) -> Batch:
+        """The batch as the teacher means it: its own tokens under the plain names."""
+        return dict(self.teacher.own(batch))
+
     def aligned_chunks(self, batch: Batch) -> tuple[Group, Group]:
         """The columns `group` and `teacher_group`; with one tokenizer for both every counted token is a chunk.
 

@@ -145,7 +145,7 @@ class _Speller:
         self.bytes = getattr(tokenizer, "_utf_vocab_size", None) == 256  # ByT5
         self.alphabet = byte_alphabet() if "ByteLevel" in named else None
         self.fallback = bool(model.get("byte_fallback")) or "ByteFallback" in named or "<0x0A>" in vocabulary
-        self.marks = {part.get("replacement") for part in kinds if part["type"] == "Metaspace"} - {None}
+        self.marks: set[str] = {part["replacement"] for part in kinds if part.get("replacement")}
         self.marks |= {
             part["pattern"]["String"]
             for part in kinds

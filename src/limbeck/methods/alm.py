@@ -108,7 +108,7 @@ class ALM(Crossing):
         theirs = last_of_chunks(teacher_group, chunks)
         pair = torch.stack(
             [
-                next_tokens(self.teacher.own(batch)).gather(1, theirs.clamp(min=0)),
+                next_tokens(self.theirs(batch)).gather(1, theirs.clamp(min=0)),
                 next_tokens(batch).gather(1, ends.clamp(min=0)),
             ],
             -1,
@@ -123,7 +123,7 @@ class ALM(Crossing):
         z, w, size = student["logits"], constant(teacher["logits"]), self.sizes[0]
         ours, theirs = batch[f"alm_group_{size}"], batch[f"alm_teacher_group_{size}"]
         log_q = log_probs_of(z, next_tokens(batch), ours >= 0)
-        log_p = log_probs_of(w, next_tokens(self.teacher.own(batch)), theirs >= 0)
+        log_p = log_probs_of(w, next_tokens(self.theirs(batch)), theirs >= 0)
         loss = Loss()
         for size in self.sizes:
             group, counts = batch[f"alm_group_{size}"], batch[f"alm_counts_{size}"]

@@ -66,7 +66,7 @@ class DSKD(Crossing):
         )
         fused = linear.fused(term.function)
         assert fused is not None
-        self._compare, self._options = fused, {n: o for n, o in term.options.items() if n != "temperature"}
+        self._compare, self._how = fused, {n: o for n, o in term.options.items() if n != "temperature"}
         device = next((p.device for p in self.student.model.parameters()), torch.device("cpu"))
         few = self.data.splits["train"].__getitems__([0])
         few = {name: value.to(device) for name, value in few.items() if isinstance(value, Tensor)}
@@ -85,7 +85,7 @@ class DSKD(Crossing):
 
     def transfer(self, student: Signals, teacher: Signals, batch: Batch) -> Loss:
         z, w = factors(self.student, student), factors(self.teacher, teacher)
-        own, here = self.teacher.own(batch), batch["answer"]
+        own, here = self.theirs(batch), batch["answer"]
         there, target = own["answer"], torch.where(here, next_tokens(batch), 0)
         if self.query is None:
             h_ts, h_st = mapped(self.to_student, w.hidden), mapped(self.to_teacher, z.hidden)
@@ -93,11 +93,13 @@ class DSKD(Crossing):
             h_ts, h_st = self.attended(z.hidden, w.hidden, batch, own)
         z_ts, z_st = through(h_ts, z), through(h_st, w)
         reached = here if self.query is None else here & (most_probable(z_ts, here) == target)
-        classes = {} if self.query is not None else {"classes": linear.shared_classes(z.shape[-1], w.shape[-1])}
-        options = {"temperature": self.temperature, "scale": False, **classes}
+        options: dict[str, Any] = {"temperature": self.temperature, "scale": False}
+        if self.query is None:
+            size = self.student.tokenizer.size if self.student.tokenizer is not None else None
+            options["classes"] = linear.shared_classes(z.shape[-1], w.shape[-1], classes=size)
         return (
             Loss.mean("dskd.projector", linear.cross_entropy(z_ts, target, mask=here), here)
-            + Loss.mean("dskd.student", self._compare(z, z_ts, mask=reached, **self._options, **options), here)
+            + Loss.mean("dskd.student", self._compare(z, z_ts, mask=reached, **self._how, **options), here)
             + Loss.mean("dskd.teacher", linear.kl(z_st, w, mask=there, **options), there)
         )
 

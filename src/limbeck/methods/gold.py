@@ -87,7 +87,7 @@ class GOLD(Writing, Crossing):
         group, teacher_group = self.aligned_chunks(batch)
         mine, theirs = self.both_tokenizers()
         ours = _without_ends(group, batch["input_ids"], mine.eos)
-        others = _without_ends(teacher_group, self.teacher.own(batch)["input_ids"], theirs.eos)
+        others = _without_ends(teacher_group, self.theirs(batch)["input_ids"], theirs.eos)
         partner = partners(ours, others)
         drawn = {"gold_group": ours, "gold_teacher_group": others, "gold_partner": partner}
         return batch | drawn | {"gold_weight": per_sample(partner >= 0)}
@@ -98,7 +98,7 @@ class GOLD(Writing, Crossing):
         shift = int(self.merge == "observed")
         ours, _ = rows_at(partner, w.shape[1])
         log_q, at_q = self._before(z, batch, batch["gold_group"], self.sizes[0])
-        log_p, at_p = self._before(w, self.teacher.own(batch), batch["gold_teacher_group"], self.sizes[1])
+        log_p, at_p = self._before(w, self.theirs(batch), batch["gold_teacher_group"], self.sizes[1])
         chunk = batch["gold_group"].flatten()[ours]
         row = ours // partner.shape[1]
         each = log_q[row, chunk], log_p[row, chunk]

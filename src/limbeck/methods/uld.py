@@ -39,7 +39,7 @@ class ULD(Crossing):
     pairs: Literal["position", "chunk"] = "position"
 
     def draw(self, batch: Batch) -> Batch:
-        ours, theirs = numbered(batch["answer"]), numbered(self.teacher.own(batch)["answer"])
+        ours, theirs = numbered(batch["answer"]), numbered(self.theirs(batch)["answer"])
         if self.pairs == "chunk":
             ours, theirs = self.aligned_chunks(batch)
         partner = partners(ours, theirs, first=True)
