@@ -31,6 +31,7 @@ from limbeck.evaluation.writing import side_by_side
 from limbeck.interrupts import Interrupts
 from limbeck.locking import only_here
 from limbeck.method import Method, name_of
+from limbeck.methods.denoise import Denoising
 from limbeck.methods.supervised import Supervised
 from limbeck.recipe import Recipe
 from limbeck.shipping import of_run
@@ -251,11 +252,12 @@ class Life:
     ) -> Student | None:
         """The same student without a teacher: trained now, found again, or as it came."""
         wanted = self.recipe.control
-        if wanted == "none" or (wanted == "train" and isinstance(self.recipe.build_plan(), Supervised)):
+        if wanted == "none" or (wanted == "train" and not self._taught()):
             return None
         if wanted not in ("train", "start"):
             return Student(wanted, view=student.view)
         alone = Student(untrained.to(self.world.device), view=student.view, taps=self.own_taps, labels=student.labels)
+        _sampled_alike(alone, student)
         if wanted == "start":
             return alone
         folder = self.folder / control.FOLDER
@@ -270,11 +272,16 @@ class Life:
             return alone
         self.observer.say("now the control: the same student, budget and seed, without a teacher")
         folder.mkdir(exist_ok=True)
-        self._course(folder, Supervised(), alone, None, task, data, interrupts)
+        self._course(folder, _untaught(task, student), alone, None, task, data, interrupts)
         if self.world.main:
             shipped.write(folder / "student", alone, task, data, self.recipe.student_spec())
             control.sign(folder, mark)
         return alone
+
+    def _taught(self) -> bool:
+        """Whether a teacher has a part in this run, so that there is something to compare with."""
+        plan = self.recipe.build_plan()
+        return not isinstance(plan, Supervised) and not (isinstance(plan, Denoising) and self.recipe.teacher is None)
 
     def _limits(self, interrupts: Interrupts, started: float, over_usd: Callable[[], Stopped | None]) -> None:
         hours = self.recipe.limit.hours
@@ -335,6 +342,8 @@ class Life:
         for member in again.members.values():
             member.look_at(data.columns)
             member.model.to(self.world.device)
+        for name, member in again.members.items():
+            _sampled_alike(member, teacher.members[name])
         return again
 
     def _finish(
@@ -384,7 +393,7 @@ class Life:
         )
         result["require"] = requirements.check(self.recipe.require, result)
         results.save_predictions(self.folder / "predictions.safetensors", task, own, top, base)
-        if task.name not in LANGUAGE:
+        if task.name not in (*LANGUAGE, "generation"):
             results.save_samples(self.folder / "samples.safetensors", data.splits[split], own, top or base)
         named = {"teacher": top, "student": own, "control": base}
         wrote = {name: m.written for name, m in named.items() if m is not None and m.written is not None}
@@ -398,6 +407,20 @@ class Life:
         from limbeck import report
 
         report.write([self.folder], self.folder / "report.html")
+
+
+def _untaught(task: Task, student: Student) -> Method:
+    """What the control learns by: the task alone, of a generator denoising; it is sampled as the student is."""
+    if task.name != "generation":
+        return Supervised()
+    how = student.model.sampling
+    return Denoising(sampling_steps=how.steps, solver=how.solver, start=how.start)  # type: ignore[union-attr, arg-type]
+
+
+def _sampled_alike(one: Actor, other: Actor) -> None:
+    """A generator is compared with others of as many steps."""
+    if hasattr(other.model, "sampling"):
+        one.model.sampling = other.model.sampling
 
 
 def _networks(actor: Actor) -> list[torch.nn.Module]:

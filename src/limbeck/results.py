@@ -73,7 +73,7 @@ def save_predictions(path: Path, task: Task, ours: Measured, theirs: Measured | 
     from safetensors.torch import save_file
 
     named = {"student": ours, "teacher": theirs, "control": without}
-    what = "outputs" if task.name in LANGUAGE else "logits"
+    what = "outputs" if task.name in (*LANGUAGE, "generation") else "logits"
     tensors = {f"{name}.{what}": m.outputs.contiguous() for name, m in named.items() if m is not None}
     save_file(tensors | {"target": ours.target.contiguous(), "id": ours.id.contiguous()}, path)
 

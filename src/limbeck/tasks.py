@@ -40,6 +40,13 @@ def _language(logits: Any, target: Tensor) -> Values:
     return torch.where(counts, losses.cross_entropy(logits, target.where(counts, 0), dim=-1), 0.0)
 
 
+def _generation(generated: Values, real: Tensor) -> Values:
+    raise RecipeError(
+        "a generation task has no loss of its own: what right means is a distribution, which its figures compare. Take a method of generation, "
+        "such as method=denoising, which learns from data alone."
+    )
+
+
 def _regression(values: Values, target: Tensor) -> Values:
     target = target.to(values.dtype)
     return losses.mse(values.reshape(len(values), -1), target.reshape(len(values), -1))
@@ -61,12 +68,18 @@ KINDS = {
     "segmentation": _Kind(_segmentation, "miou"),
     "chat": _Kind(_language, "bits_per_byte", higher_is_better=False, target="target", mask="answer"),
     "text": _Kind(_language, "bits_per_byte", higher_is_better=False, target="target", mask="answer"),
+    "generation": _Kind(_generation, "mmd", higher_is_better=False, target="x"),
 }
 LANGUAGE = ("chat", "text")
 UNCOUNTED = -100
 """The target of a position from which nothing is to be predicted."""
-LATER = ("tagging", "detection", "embedding", "retrieval", "generation")
-LOWER_IS_BETTER = ("mse", "mae", "nll", "brier", "ece", "loss", "bits_per_byte", "perplexity")
+GENERATED = ("x", "image", "latent", "sample", "audio", "video")
+"""The usual names of a column that holds what is to be generated."""
+LATER = ("tagging", "detection", "embedding", "retrieval")
+LOWER_IS_BETTER = (
+    *("mse", "mae", "nll", "brier", "ece", "loss", "bits_per_byte", "perplexity"),
+    *("mmd", "frechet", "kernel_distance", "sliced_wasserstein"),
+)
 
 
 class Task:
@@ -74,11 +87,13 @@ class Task:
 
     Args:
         name: classification, multilabel, regression, segmentation, or for language models chat (messages) or text
-            (plain texts, or prompts with completions).
-        target: the column that holds what is right; None: `label`, of a language task the column of next tokens.
+            (plain texts, or prompts with completions), or for generators of pictures and points generation.
+        target: the column that holds what is right; None: `label`, of a language task the column of next tokens, of
+            generation the real samples, `x`.
         labels: the names of the classes, in the order of the logits.
         loss: `(logits, target) -> one value per sample` in place of the task's own.
         metric: the figure in which retention is measured, in place of the task's own.
+        classifier: of generation: the network (anything a student may be) in whose features samples are compared; None: as they are.
     """
 
     def __init__(
@@ -89,6 +104,7 @@ class Task:
         labels: Sequence[str] | None = None,
         loss: Callable[[Tensor, Tensor], Tensor] | None = None,
         metric: str | None = None,
+        classifier: Any = None,
     ):
         if name in LATER:
             raise RecipeError(f"task '{name}' is not there yet. There is: {', '.join(KINDS)}.")
@@ -99,7 +115,8 @@ class Task:
         self.labels = list(map(str, labels)) if labels is not None else None
         self.mask = kind.mask
         self.function = loss or kind.loss
-        self.metric = metric or kind.metric
+        self.metric = metric or ("frechet" if classifier is not None else kind.metric)
+        self.classifier, self._judge = classifier, None
         self.higher_is_better = self.metric not in LOWER_IS_BETTER if metric else kind.higher_is_better
 
     def __repr__(self) -> str:
@@ -129,8 +146,11 @@ class Task:
         """What the figures of these samples are computed from, one row each, and what they are compared with.
 
         The logits in fp32 and the target; of a language task [nats, tokens, hits] (the sum of -log p, how many tokens
-        count, how many of them are the most probable one), and how many bytes of text these tokens spell.
+        count, how many of them are the most probable one), and how many bytes of text these tokens spell; of generation the generated
+        sample (or its features) with its label (-1: none) and whether the classifier sees it (nan: not asked), and the real one.
         """
+        if self.name == "generation":
+            return self._samples(signals, batch)
         if self.name not in LANGUAGE:
             logits = signals["logits"]
             logits = logits.materialise() if isinstance(logits, Projection) else logits
@@ -156,12 +176,30 @@ class Task:
                 f"Give the {whose} {high + 1} classes ({whose}.args.classes={high + 1}), or mend the labels."
             )
 
+    def _samples(self, signals: Signals, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        from limbeck.evaluation.generation import Classifier
+
+        made, real = signals["generated"].float(), batch[self.target].float()
+        label = batch.get("label")
+        label = (
+            label
+            if isinstance(label, Tensor) and label.dim() == 1
+            else torch.full((len(made),), -1, device=made.device)
+        )
+        hit = torch.full((len(made),), torch.nan, device=made.device)
+        if self.classifier is not None:
+            self._judge = self._judge or Classifier(self.classifier)
+            judged = self._judge(made)
+            hit = torch.where(label >= 0, (judged["logits"].argmax(1) == label).float(), hit)
+            made, real = judged["embedding"], self._judge(real)["embedding"]
+        return torch.cat([made.flatten(1), label[:, None].float(), hit[:, None]], 1), real.flatten(1)
+
     def _both(self, signals: Signals, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         if self.target not in batch:
             raise RecipeError(
                 f"the task's target '{self.target}' is not a column of the data. {nearest(self.target, map(str, batch))}"
             )
-        logits = signals["logits"]
+        logits = signals["generated" if self.name == "generation" else "logits"]
         if isinstance(logits, Projection) and self.mask is None:
             logits = logits.materialise()
         return logits, batch[self.target]

@@ -54,7 +54,7 @@ def test_a_task_of_ones_own_class_is_kept(here: Path):
 
 def test_unknown_tasks_and_metrics_are_refused():
     assert refused(task="classfication").endswith("Did you mean 'classification'?")
-    assert "not there yet" in refused(task="generation")
+    assert "not there yet" in refused(task="retrieval")
     assert "unknown metric 'acc'" in refused(task={"use": "classification", "metric": "acc"})
     assert refused(task={"taget": "x"}) == "unknown key 'task.taget'. Did you mean 'target'?"
 
@@ -118,3 +118,10 @@ def test_a_data_set_of_tensors_is_no_function():
 
     own = Rows()
     assert Recipe.of({"data": own}).data.path is own
+
+
+def test_a_generation_is_judged_in_the_features_of_a_classifier():
+    recipe = Recipe.of({"task": {"use": "generation", "classifier": "a:Judge"}, "data": "x", "student": "a:B"})
+    assert recipe.to_mapping()["task"]["metric"] == "frechet"
+    assert recipe.to_mapping()["task"]["classifier"] == "a:Judge"
+    assert "generated samples are compared" in refused(task={"use": "classification", "classifier": "a:Judge"})

@@ -6,6 +6,7 @@ A method file states its options, its losses and the order of play in `learn`; e
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from limbeck import randomness
 from limbeck.actors import Actor
 from limbeck.diffusion.denoiser import Denoiser, copied, with_lora
 from limbeck.diffusion.discriminator import Discriminator
@@ -27,6 +29,7 @@ from limbeck.errors import RecipeError
 from limbeck.layers import on_device
 from limbeck.losses.scores import Weighting, per_sample, weight_of
 from limbeck.method import Batch, Method
+from limbeck.objectives import Loss
 from limbeck.randomness import fold
 from limbeck.sources import operate
 
@@ -62,6 +65,9 @@ class DiffusionMethod(Method):
         self.grid = self.noise.grid(self.sampling_steps, self.start)
         self._refuse()
         operate(self.student.source, "limbeck.diffusion.network:sample_with", self.sampling())
+        if self.reference is not None and not self.guidance.none:  # the teacher is measured as it taught
+            how = self.reference.model.sampling
+            self.reference.model.sampling = replace(how, guidance=(self.guidance.low + self.guidance.high) / 2)
 
     def sampling(self) -> dict[str, Any]:
         """How the student is sampled from now on, by itself and where it ships (see `Sampling`)."""
@@ -113,7 +119,14 @@ class DiffusionMethod(Method):
             b.copy_(kept[name])
 
     def begin(self, batch: Batch) -> Batch:
-        """The batch with `x0` (data as they are denoised, where there are any), conditions, and `guidance`, a scale per sample."""
+        """The batch as `shown`, and with `guidance`, a scale per sample."""
+        batch = self.shown(batch)
+        if not self.guidance.none:
+            batch["guidance"] = self.guidance.draw(self.uniform(batch))
+        return batch
+
+    def shown(self, batch: Batch) -> Batch:
+        """The batch with `x0` (data as they are denoised, where there are any) and conditions."""
         x0, given = self.generator.shown(batch)
         columns = {f"student.{name}": value for name, value in given.items()}
         if self.reference is not None:
@@ -121,10 +134,18 @@ class DiffusionMethod(Method):
             columns |= {f"teacher.{name}": value for name, value in theirs.items()}
         if x0 is not None:
             columns["x0"] = x0
-        batch = batch | columns
-        if not self.guidance.none:
-            batch["guidance"] = self.guidance.draw(self.uniform(batch))
-        return batch
+        return batch | columns
+
+    def selection(self, batch: Batch) -> Loss:
+        """How well the student denoises, at times and with noise that a row's number alone decides."""
+        batch = self.shown(batch)
+        if "x0" not in batch:
+            return Loss.mean("denoising", torch.zeros(rows(batch)))
+        share = randomness.uniform(fold(batch["id"], 0x71)).to(batch["x0"].device)
+        t = self.noise.nearest(self.noise.at(0.02 + 0.96 * share))
+        eps = randomness.normal(fold(batch["id"], 0x72), *batch["x0"].shape[1:]).to(batch["x0"].device)
+        said = self.generator(self.noise.renoise(batch["x0"], t, eps), t, self.given(batch, "student"))
+        return Loss.mean("denoising", self.error(said, batch["x0"], t))
 
     def given(self, batch: Batch, whose: str) -> dict[str, Tensor]:
         """The conditions of a batch as `student`, `teacher` or `critic` is given them."""

@@ -22,12 +22,12 @@ from limbeck.diffusion.predictors import DATA_STD, Prediction, known_head
 from limbeck.errors import RecipeError
 from limbeck.randomness import fold, normal
 from limbeck.sources import import_from
+from limbeck.tasks import GENERATED
 
 Values = Float[Tensor, "batch ..."]
 Given = Mapping[str, Tensor]
 """What a network is given beside the noisy sample and the time, by the keywords of its `forward`."""
 
-_DATA = ("x", "image", "latent", "sample", "audio", "video")
 _CLASSES = ("label", "class", "y", "condition")
 _TEXTS = ("prompt", "text", "caption", "condition")
 
@@ -110,7 +110,7 @@ class DiffusionNetwork(nn.Module):
     def view_for(self, columns: Iterable[str]) -> Any:
         """Which columns it is shown, by their usual names; None where none has one."""
         there = list(columns)
-        data = next((name for name in _DATA if name in there), None)
+        data = next((name for name in GENERATED if name in there), None)
         named = {"id": "id"}
         names = {"class": _CLASSES, "text": _TEXTS}.get(self.conditions, ())
         condition = next((name for name in names if name in there), None)

@@ -82,6 +82,8 @@ def measure(
     if "writing" in checks and task.name in LANGUAGE and not actor.stored:
         measured.written = writing(actor, once, task, judge=None if judge is None or judge.stored else judge)
         figures |= measured.written.figures
+    if task.name == "generation" and hasattr(actor.model, "sampling"):
+        figures["evaluations"] = actor.model.sampling.evaluations  # type: ignore[union-attr]
     metric = quality.primary(task.metric, task.name)
     measured.entry = {
         "name": _name(actor),

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from limbeck.errors import RecipeError, nearest
+from limbeck.evaluation import generation
 
 Figure = Callable[[Tensor, Tensor], float]
 
@@ -189,6 +190,40 @@ _LANGUAGE: Mapping[str, Figure] = {
     "perplexity": perplexity,
     "token_accuracy": token_accuracy,
 }
+
+
+def _of_samples(measure: Callable[[Tensor, Tensor], float], most: int = 2048) -> Figure:
+    """A distance between generated and real samples, of the first `most`: it looks at all pairs. The last two columns are no features."""
+    return lambda outputs, target: measure(outputs[:most, :-2], target[:most])
+
+
+def _neighbours(name: str) -> Figure:
+    def measure(generated: Tensor, real: Tensor) -> float:
+        return generation.neighbourhoods(generated, real)[name] if min(len(generated), len(real)) > 3 else math.nan
+
+    return _of_samples(measure)
+
+
+def sample_diversity(outputs: Float[Tensor, "samples columns"], target: Tensor) -> float:
+    """Mean distance between two generated samples of one class."""
+    few = outputs[:2048]
+    return generation.diversity(few[:, :-2], few[:, -2])
+
+
+def seen_as_meant(outputs: Float[Tensor, "samples columns"], target: Tensor) -> float:
+    """Share of generated samples that the classifier takes for what they were to be; nan without one."""
+    return float(outputs[:, -1].nanmean())
+
+
+_GENERATION: Mapping[str, Figure] = {
+    "mmd": _of_samples(generation.mmd),
+    "sliced_wasserstein": _of_samples(generation.sliced_wasserstein, 1 << 40),
+    "frechet": _of_samples(generation.frechet, 1 << 40),
+    "kernel_distance": _of_samples(generation.kernel_distance),
+    **{name: _neighbours(name) for name in ("precision", "recall", "density", "coverage")},
+    "diversity": sample_diversity,
+    "conditional_accuracy": seen_as_meant,
+}
 FIGURES: Mapping[str, Mapping[str, Figure]] = {
     "classification": {
         "accuracy": accuracy,
@@ -208,9 +243,13 @@ FIGURES: Mapping[str, Mapping[str, Figure]] = {
     "segmentation": {"miou": miou, "pixel_accuracy": pixel_accuracy},
     "chat": _LANGUAGE,
     "text": _LANGUAGE,
+    "generation": _GENERATION,
 }
 LOWER_IS_BETTER = frozenset(
-    {"bits_per_byte", "perplexity", "nll", "mse", "rmse", "mae", "ece", "brier", "kl_to_teacher"}
+    {
+        *("bits_per_byte", "perplexity", "nll", "mse", "rmse", "mae", "ece", "brier", "kl_to_teacher"),
+        *("mmd", "sliced_wasserstein", "frechet", "kernel_distance"),
+    }
 )
 
 

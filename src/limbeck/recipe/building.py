@@ -17,12 +17,18 @@ from limbeck.recipe.live import Absent
 from limbeck.recipe.networks import MixtureKeys, NetworkKeys, TeacherKeys
 from limbeck.recipe.sections import DataKeys, TaskKeys
 from limbeck.sources import import_from
-from limbeck.tasks import LANGUAGE, Task
+from limbeck.tasks import GENERATED, LANGUAGE, Task
 
 _LOADED: ContextVar[dict[str, Data] | None] = ContextVar("_LOADED", default=None)
 LONGEST = 2048
 """The most tokens of a row where the recipe does not say (`data.length`) and the student could read more."""
-METHODS = {"classification": "kd", "regression": "limbeck.losses:mse", "chat": "forward-kl", "text": "forward-kl"}
+METHODS = {
+    "classification": "kd",
+    "regression": "limbeck.losses:mse",
+    "chat": "forward-kl",
+    "text": "forward-kl",
+    "generation": "dmd2",
+}
 
 
 @contextmanager
@@ -130,18 +136,26 @@ def task(keys: TaskKeys, found: Data) -> Task:
     assert not isinstance(keys.use, Absent)
     row = found.splits[next(iter(found.splits))].__getitems__([0])
     speaks = keys.use in LANGUAGE
-    target = keys.target or ("target" if speaks else _target(found, row))
+    made = next((name for name in GENERATED if name in row), None) if keys.use == "generation" else None
+    target = keys.target or ("target" if speaks else made or _target(found, row))
     if target not in row:
         raise RecipeError(f"task.target '{target}' is not a column of the data. {nearest(target, set(row) - {'id'})}")
     loss = import_from(keys.loss, "task.loss") if isinstance(keys.loss, str) else keys.loss
     labels = keys.labels or found.labels.get(target)
-    return Task(keys.use or _kind(row[target], target), target=target, labels=labels, loss=loss, metric=keys.metric)
+    return Task(
+        keys.use or _kind(row[target], target),
+        target=target,
+        labels=labels,
+        loss=loss,
+        metric=keys.metric,
+        classifier=keys.classifier,
+    )
 
 
 def method(use: str | None, *, teacher: bool) -> str:
     """The method of a recipe that names none."""
     if not teacher:
-        return "supervised"
+        return "denoising" if use == "generation" else "supervised"
     if use not in METHODS:
         raise RecipeError(
             f"the recipe names no method, and there is no default for {use or 'a task that is not known'}: method=..."

@@ -70,18 +70,30 @@ def _tree(value: Any) -> Any:
 
 
 class TaskKeys(Section):
-    """`{use, target, labels, metric, loss}`; what is None comes from the data (use, target, labels) or the task."""
+    """`{use, target, labels, metric, loss}`; what is None comes from the data (use, target, labels) or the task.
+
+    Of generation also `classifier`: a model in whose features generated and real samples are compared.
+    """
 
     use: str | Task | Absent | None = None
     target: str | None = None
     labels: Labels = None
     metric: str | None = None
     loss: Any = None
+    classifier: str | None = None
+
+    def plain(self) -> dict[str, Any]:
+        found = super().plain()
+        return found if self.classifier else {name: value for name, value in found.items() if name != "classifier"}
 
     @model_validator(mode="after")
     def _known(self) -> Self:
+        if self.classifier is not None and self.use != "generation":
+            raise ValueError(
+                "classifier belongs to task.use=generation: in its features generated samples are compared"
+            )
         if isinstance(self.use, str):
-            self.metric = self.metric or Task(self.use).metric
+            self.metric = self.metric or Task(self.use, classifier=self.classifier).metric
             quality.primary(self.metric, self.use)
         return self
 
