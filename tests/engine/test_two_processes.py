@@ -32,7 +32,7 @@ def two(tmp_path_factory):
             )
         )
     try:
-        codes = [process.wait(timeout=150) for process in running]
+        codes = [process.wait(timeout=300) for process in running]
     finally:
         for process in running:
             process.kill()

@@ -13,11 +13,13 @@ from torch import nn
 
 from limbeck.actors import Actor, Student, Teacher
 from limbeck.errors import RecipeError
+from limbeck.models.quantising import Bits
 from limbeck.recipe.checking import validated
 from limbeck.recipe.live import Absent, address, spell
 from limbeck.recipe.sections import Arguments, Labels, Section, listed, word
 from limbeck.sources import context_of, import_from, tokenizer_beside
 from limbeck.teachers.endpoint import Endpoint
+from limbeck.teachers.housed import Housed
 from limbeck.teachers.mixture import Mixture
 from limbeck.views import View
 
@@ -164,9 +166,17 @@ class TeacherKeys(NetworkKeys):
 
     label_map: Annotated[str | dict[str, str], BeforeValidator(_words)] = "name"
     dtype: Dtype = None
+    quantize: Bits | None = None
+    device: Annotated[str | None, BeforeValidator(lambda value: None if value is None else str(value))] = None
+
+    def _drawn(self, kind: type[A], where: str) -> A:
+        if self.quantize is None and self.device is None:
+            return super()._drawn(kind, where)
+        return super()._drawn(Housed, where)  # type: ignore[arg-type, return-value]
 
     def _rest(self) -> dict[str, Any]:
-        return super()._rest() | {"label_map": self.label_map, "dtype": self.dtype}
+        own = {name: getattr(self, name) for name in ("quantize", "device") if getattr(self, name) is not None}
+        return super()._rest() | {"label_map": self.label_map, "dtype": self.dtype} | own
 
 
 class MixtureKeys(Section):
@@ -195,6 +205,7 @@ def changeable(value: Any) -> Any:
             found
             | {"model": found["model"].model, "args": {}, "weights": None}
             | ({"layers": None, "lora": None} if "layers" in found else {})
+            | ({"quantize": None} if "quantize" in found else {})
         )
     return found
 
@@ -217,7 +228,9 @@ def _facts(actor: Actor) -> dict[str, Any]:
         "dtype": None if dtype == torch.float32 else _DTYPES.get(dtype),
     }
     if isinstance(actor, Teacher):
-        return facts | {"label_map": actor.label_map}
+        device = getattr(actor, "device", None)
+        housed = {"quantize": getattr(actor, "quantize", None), "device": None if device is None else str(device)}
+        return facts | {"label_map": actor.label_map} | housed
     return facts | ({"layers": actor.layers, "lora": actor.lora} if isinstance(actor, Student) else {})
 
 
