@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "strain")]
+sys.path[:0] = [str(Path(__file__).parents[n] / name) for n, name in ((0, ""), (1, "strain"), (1, "language"))]
 
-from writers import situation  # noqa: E402
+from small_models import llama  # noqa: E402
+from writers import SIZE, situation  # noqa: E402
 
-from limbeck.engine import random_state  # noqa: E402
+from limbeck.engine import random_state, weights  # noqa: E402
 from limbeck.engine.course import Course  # noqa: E402
 from limbeck.engine.processes import World  # noqa: E402
 from limbeck.methods.distillm import DistiLLM  # noqa: E402
@@ -31,17 +32,26 @@ METHODS = {
     "minillm": lambda: MiniLLM(inner_epochs=2, **HOW),
     "distillm": lambda: DistiLLM(start=0.7, increase=0.1, tolerance=0.0, capacity=12, **HOW),
     "distillm-2": lambda: DistiLLM2(curriculum=True, **HOW),
+    "sharded": lambda: OnPolicy(student_share=1.0, **HOW),
 }
 
 
 def trained(name: str, world: World) -> dict[str, Tensor]:
     """The student, and all that the method remembers, after two epochs of ragged steps."""
     random_state.seed_all(0)
-    where = situation(micro_batch=2, lr=0.1)
+    where = sharded(world) if name == "sharded" else situation(micro_batch=2, lr=0.1)
     where.world, method = world, METHODS[name]()
     Course(method, where).run()
-    found = {f"student.{n}": t for n, t in where.student.model.state_dict().items()}
+    spread = any(hasattr(p, "device_mesh") for p in where.student.model.parameters())
+    assert spread == (name == "sharded" and world.size > 1)
+    found = {f"student.{n}": t for n, t in weights.take(where.student.model).items()}
     return found | {f"method.{n}": t for n, t in method.state_dict().items()}
+
+
+def sharded(world: World) -> Any:
+    """A model of transformers whose layers are spread over the processes: they generate in step, whoever is done first."""
+    shard = "fsdp" if world.size > 1 else "none"
+    return situation(student=llama(1, size=SIZE), teacher=llama(2, size=SIZE), micro_batch=2, lr=0.1, shard=shard)
 
 
 def main(folder: Path) -> None:
