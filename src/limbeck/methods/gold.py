@@ -40,6 +40,9 @@ class GOLD(Writing, Crossing):
     ends it changes nothing). `matched_weight` None: the share of the teacher's vocabulary that is matched;
     `unmatched_weight` None: the rest to 1.
 
+    A chunk of several unlikely tokens has masses below the floor of the divergence (1e-8), where nothing is learnt: a student
+    of bytes hardly starts to learn from a teacher of long tokens, for which alm is made.
+
     With probability `student_share` a step is on texts that the student writes after the data's prompts.
     """
 
