@@ -18,6 +18,7 @@ from limbeck.engine.trainer import Situation
 from limbeck.methods.alm import ALM
 from limbeck.methods.dskd import DSKD
 from limbeck.methods.gold import GOLD
+from limbeck.methods.mined import MinED
 from limbeck.methods.uld import ULD
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
@@ -30,6 +31,7 @@ METHODS = {
     "alm with spaces": {"use": "alm", "chunks": "space", "append_space": True, "form": "binary-kl"},
     "gold": {"student_share": 1.0, "max_new_tokens": 8},
     "dskd": {},
+    "mined": {},
 }
 
 
@@ -78,7 +80,7 @@ def test_with_one_tokenizer_they_run_as_well(name, folder, tmp_path):
 
 def test_methods_that_do_not_cross_name_those_that_do(folder, tmp_path):
     with pytest.raises(
-        RecipeError, match=r"split text differently .* Methods that cross tokenizers: .*alm.*dskd.*gold.*uld"
+        RecipeError, match=r"split text differently .* Methods that cross tokenizers: .*alm.*dskd.*gold.*mined.*uld"
     ):
         limbeck.distill(
             task="chat",
@@ -100,7 +102,7 @@ def situation() -> Situation:
     return Situation(student, teacher, Task("text"), data, TrainSettings(steps=4, batch_size=8, lr=1e-2))
 
 
-@pytest.mark.parametrize("make", [ULD, ALM, DSKD, lambda: GOLD(student_share=0.0)])
+@pytest.mark.parametrize("make", [ULD, ALM, DSKD, MinED, lambda: GOLD(student_share=0.0)])
 def test_a_run_that_was_stopped_in_the_middle_ends_as_one_that_was_not(make, tmp_path):
     def made():
         torch.manual_seed(0)
