@@ -12,10 +12,12 @@ from torch import Tensor
 
 from limbeck import losses
 from limbeck.errors import RecipeError, nearest
+from limbeck.language.likelihood import log_probs_of
 from limbeck.losses import linear
 from limbeck.losses.linear.choosing import most_probable
 from limbeck.objectives import Loss
 from limbeck.signals import Projection, Signals
+from limbeck.sketches import Sketch
 
 Values = Float[Tensor, "batch ..."]
 
@@ -33,9 +35,14 @@ def _multilabel(logits: Values, target: Tensor) -> Values:
 
 
 def _language(logits: Any, target: Tensor) -> Values:
-    """-log softmax(z_t)_y per token; 0 where nothing is to be predicted. A projection is never multiplied out."""
+    """-log softmax(z_t)_y per token; 0 where nothing is to be predicted. A projection is never multiplied out.
+
+    Of a sketch: what it knows of the token, or an even share of the rest.
+    """
     if isinstance(logits, Projection):
         return linear.cross_entropy(logits, target, ignore_index=UNCOUNTED)
+    if isinstance(logits, Sketch):
+        return -log_probs_of(logits, target, target != UNCOUNTED)
     counts = target != UNCOUNTED
     return torch.where(counts, losses.cross_entropy(logits, target.where(counts, 0), dim=-1), 0.0)
 
@@ -116,7 +123,8 @@ class Task:
         self.mask = kind.mask
         self.function = loss or kind.loss
         self.metric = metric or ("frechet" if classifier is not None else kind.metric)
-        self.classifier, self._judge = classifier, None
+        self.classifier: Any = classifier
+        self._judge: Any = None
         self.higher_is_better = self.metric not in LOWER_IS_BETTER if metric else kind.higher_is_better
 
     def __repr__(self) -> str:

@@ -110,7 +110,7 @@ class Denoiser:
     ) -> Signals:
         batch = {"x": x, "time": t, **given} | ({} if drop is None else {"drop": drop})
         usual = self.actor.view
-        self.actor.view = View("x", **{name: name for name in batch if name != "x"})
+        self.actor.view = View("x", **{name: name for name in batch if name != "x"})  # type: ignore[arg-type]
         try:
             return self.actor(batch, until=until)
         finally:
@@ -132,7 +132,7 @@ def copied(actor: Actor) -> Actor:
 
 
 def with_lora(
-    actor: Actor, rank: int, alpha: float | None = None, targets: Sequence[str] | None = None
+    actor: Actor, rank: int, alpha: int | None = None, targets: Sequence[str] | None = None
 ) -> tuple[Actor, list[nn.Parameter]]:
     """A further network on the same weights with low-rank updates beside them, which begin at zero; and their parameters.
 

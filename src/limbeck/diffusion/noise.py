@@ -118,12 +118,12 @@ class VP(Noise):
     def last(self) -> float:
         return float(len(self._table()) - 1)
 
-    def _table(self) -> Float[Tensor, "steps+1"]:
+    def _table(self, device: str = "cpu") -> Float[Tensor, "steps+1"]:
         """log alpha^2 at times 0 to last."""
-        return _log_alpha_squared(self.betas, self.steps, self.start, self.end, self.zero_terminal)
+        return _log_alpha_squared(self.betas, self.steps, self.start, self.end, self.zero_terminal, device)
 
     def _log(self, t: Times) -> Float[Tensor, "..."]:
-        table = self._table().to(t.device)
+        table = self._table(str(t.device))
         t = t.to(torch.float64).clamp(0, len(table) - 1)
         low = t.floor().long().clamp(max=len(table) - 2)
         way = t - low
@@ -151,7 +151,7 @@ class VP(Noise):
 
 @lru_cache
 def _log_alpha_squared(
-    betas: str | tuple[float, ...], steps: int, start: float, end: float, zero_terminal: bool
+    betas: str | tuple[float, ...], steps: int, start: float, end: float, zero_terminal: bool, device: str
 ) -> Float[Tensor, "steps+1"]:
     if not isinstance(betas, str):
         b = torch.tensor(betas, dtype=torch.float64)
@@ -167,7 +167,7 @@ def _log_alpha_squared(
         root = (log / 2).exp()
         root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
         log = 2 * root.log()
-    return torch.cat([log.new_zeros(1), log])
+    return torch.cat([log.new_zeros(1), log]).to(device)  # once per device
 
 
 @dataclass(frozen=True, config=_CONFIG)

@@ -58,7 +58,7 @@ def mmd(generated: Features, real: Features, bandwidths: tuple[float, ...] = (0.
     squares = [_squares(x, y) for x, y in ((a, a), (b, b), (a, b))]
     within = squares[1][~torch.eye(len(b), dtype=torch.bool, device=b.device)]
     middle = within.median().clamp(min=1e-30) if len(within) else torch.ones((), dtype=torch.float64)
-    kernels = [sum(torch.exp(-d / (2 * f**2 * middle)) for f in bandwidths) / len(bandwidths) for d in squares]
+    kernels = [torch.stack([torch.exp(-d / (2 * f**2 * middle)) for f in bandwidths]).mean(0) for d in squares]
     return _unbiased(*kernels)
 
 

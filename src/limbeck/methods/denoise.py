@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -33,7 +33,7 @@ class Denoising(DiffusionMethod):
     )
 
     sampling_steps: Annotated[int, Field(ge=1)] = 20
-    solver: str = "heun"
+    solver: Literal["renoise", "ddim", "heun"] = "heun"
     times: TimesOption = Uniform()
     drop: Annotated[float, Field(ge=0, le=1)] = 0.1
 

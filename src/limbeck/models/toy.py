@@ -59,7 +59,7 @@ class Mixture(Conditional):
         apart = x.unsqueeze(1) - alpha.unsqueeze(2) * mu
         log = self.log_weights.to(x.dtype) - apart.square().sum(2) / (2 * var) - mu.shape[1] / 2 * var.log()
         if condition is not None:
-            own = (self.component_class == condition.unsqueeze(1)) | (condition == self.classes).unsqueeze(1)
+            own = (self.component_class == condition.unsqueeze(1)) | condition.eq(self.classes or 0).unsqueeze(1)
             log = log.masked_fill(~own, -torch.inf)
         means = mu + (alpha * s**2 / var).unsqueeze(2) * apart
         return (log.softmax(1).unsqueeze(2) * means).sum(1)

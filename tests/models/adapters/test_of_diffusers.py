@@ -214,3 +214,36 @@ def test_the_folder_of_a_student_is_read_back_whole(places, tmp_path):
     assert again.model.null_class == 4
     for a, b in zip(again.model.parameters(), student.model.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_network_by_itself_needs_a_scheduler(places):
+    alone = places["plain"] / "unet"
+    with pytest.raises(RecipeError, match="args.scheduler=FOLDER"):
+        Student(alone)
+    student = Student(alone, args={"scheduler": str(places["plain"] / "scheduler")})
+    whole = Student(places["plain"])
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([5.0, 900])
+    assert torch.equal(Denoiser(student)(x, t).value, Denoiser(whole)(x, t).value)
+    with pytest.raises(RecipeError, match="leave it out"):
+        Student(places["plain"], args={"scheduler": str(places["plain"] / "scheduler")})
+
+
+def test_a_name_that_lies_in_the_cache_needs_no_network(monkeypatch):
+    from limbeck.models import adapters
+
+    hub = pytest.importorskip("huggingface_hub")
+    there = {"model_index.json"}
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda name, file: file if file in there else None)
+    monkeypatch.setattr(hub, "file_exists", lambda *a: pytest.fail("nobody is asked"))
+    assert adapters.family_of_name("somebody/pipeline") == "of_diffusers"
+    there = {"config.json"}
+    assert adapters.family_of_name("somebody/model") == "of_transformers"
+    there = set()
+    monkeypatch.setattr(hub, "file_exists", lambda *a: True)
+    assert adapters.family_of_name("somebody/new") == "of_diffusers"
+
+    def no_network(*a):
+        raise ConnectionError
+
+    monkeypatch.setattr(hub, "file_exists", no_network)
+    assert adapters.family_of_name("somebody/new") == "of_transformers"

@@ -32,15 +32,35 @@ FAMILIES = {
 
 def folder_of(path: Path) -> str | None:
     """The family whose folder this is."""
-    return next((family for file, family in FOLDERS.items() if (path / file).exists()), None)
+    found = next((family for file, family in FOLDERS.items() if (path / file).exists()), None)
+    if found == "of_transformers" and "_diffusers_version" in (path / "config.json").read_text():
+        return "of_diffusers"  # a network of a pipeline by itself
+    return found
 
 
-def read(place: str | Path, whose: str, args: Mapping[str, Any], family: str = "of_transformers") -> Source:
+def family_of_name(name: str) -> str:
+    """The family of a hub name: a pipeline has an index of its parts. Without a network, what lies in the local cache tells."""
+    try:
+        import huggingface_hub as hub
+    except ModuleNotFoundError:
+        return "of_transformers"
+    if isinstance(hub.try_to_load_from_cache(name, "model_index.json"), str):
+        return "of_diffusers"
+    if isinstance(hub.try_to_load_from_cache(name, "config.json"), str):
+        return "of_transformers"
+    try:
+        return "of_diffusers" if hub.file_exists(name, "model_index.json") else "of_transformers"
+    except (OSError, ValueError, RuntimeError):  # no network, no such name: the reader says so
+        return "of_transformers"
+
+
+def read(place: str | Path, whose: str, args: Mapping[str, Any], family: str | None = None) -> Source:
     """A model out of its folder (or by its hub name), with what its own files say of it.
 
     Raises:
         RecipeError: the library is missing, or cannot read the folder.
     """
+    family = family or family_of_name(str(place))
     source: Source = importlib.import_module(f"{_HERE}.{family}").read(place, whose, dict(args))
     settle(source)
     return source

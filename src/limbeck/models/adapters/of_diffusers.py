@@ -7,6 +7,7 @@ per folder, and are no part of the network: they are neither trained nor counted
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ PIPELINE = "pipeline"  # where a student's folder has the pipeline that diffuser
 _HEADS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0", "flow_prediction": "velocity"}
 _BETAS = {"linear": "linear", "scaled_linear": "scaled", "squaredcos_cap_v2": "cosine"}
 _NETWORKS = ("unet", "transformer")
-_OURS = ("head", "null_class", "pixels", "checkpointing")
+_OURS = ("head", "null_class", "pixels", "checkpointing", "scheduler")
 Values = Float[Tensor, "batch ..."]
 
 
@@ -256,11 +257,11 @@ _SEEN: WeakValueDictionary[str, Companions] = WeakValueDictionary()
 
 
 def read(place: str | Path, whose: str, args: dict[str, Any]) -> Source:
-    """The denoising network of a pipeline (a folder with model_index.json, or a hub name).
+    """The denoising network of a pipeline (a folder with model_index.json, or a hub name), or of a network's folder by itself.
 
     Args:
         args: `head` (what it is believed to predict; must agree with the scheduler), `null_class`, `pixels`, `checkpointing`; see
-            `DiffusersNetwork`.
+            `DiffusersNetwork`. `scheduler`: the folder of the scheduler, for a network by itself.
 
     Raises:
         RecipeError: diffusers is missing, the folder cannot be read, or its scheduler is not understood.
@@ -270,7 +271,17 @@ def read(place: str | Path, whose: str, args: dict[str, Any]) -> Source:
         if name not in _OURS:
             raise RecipeError(f"{whose}.args: unknown key '{name}' of a diffusers pipeline. {nearest(name, _OURS)}")
     mark, known = str(Path(place).resolve()), None
+    spec = {"model": str(place), **({"args": dict(args)} if args else {})}
+    weights = Path(place).resolve() if Path(place).exists() else None
+    own = {name: value for name, value in args.items() if name != "scheduler"}
     try:
+        if (Path(place) / "config.json").exists():
+            network, scheduler = _by_itself(diffusers, Path(place), args.get("scheduler"), whose)
+            return Source(DiffusersNetwork(network, Companions(scheduler=scheduler), **own), spec, weights)
+        if "scheduler" in args:
+            raise RecipeError(
+                f"{whose}.args.scheduler: {place} is a whole pipeline, which has its own scheduler; leave it out."
+            )
         known = _SEEN.get(mark)
         if known is None:
             pipeline = diffusers.DiffusionPipeline.from_pretrained(place)
@@ -279,12 +290,25 @@ def read(place: str | Path, whose: str, args: dict[str, Any]) -> Source:
             _release(pipeline)
         else:
             companions, network = known, _network_alone(diffusers, place)
+    except RecipeError:
+        raise
     except (OSError, ValueError, TypeError, AttributeError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RecipeError(f"{whose}.model '{place}': diffusers cannot read it: {first}") from error
-    model = DiffusersNetwork(network, companions, **args)
-    spec = {"model": str(place), **({"args": dict(args)} if args else {})}
-    return Source(model, spec, Path(place).resolve() if Path(place).exists() else None)
+    return Source(DiffusersNetwork(network, companions, **own), spec, weights)
+
+
+def _by_itself(diffusers: Any, place: Path, scheduler: str | None, whose: str) -> tuple[Any, Any]:
+    """A network out of its own folder, and the scheduler that says what noise it knows."""
+    where = Path(scheduler) if scheduler else place / "scheduler"
+    if not (where / "scheduler_config.json").exists():
+        raise RecipeError(
+            f"{whose}.model {place} is a network without a scheduler, so it is not known what noise it was trained with, nor what it predicts. "
+            f"Name the folder of its scheduler: {whose}.args.scheduler=FOLDER (with scheduler_config.json)"
+        )
+    name = json.loads((place / "config.json").read_text())["_class_name"]
+    kind = json.loads((where / "scheduler_config.json").read_text())["_class_name"]
+    return getattr(diffusers, name).from_pretrained(place), getattr(diffusers, kind).from_pretrained(where)
 
 
 def build(config: str, **changes: Any) -> DiffusersNetwork:
@@ -313,7 +337,7 @@ def save_pipeline(model: DiffusersNetwork, folder: Path) -> None:
     scheduler = scheduler_for(model)
     pipeline = model.companions.pipeline
     if pipeline is None:
-        kind = diffusers.DiTPipeline if "Transformer" in type(network).__name__ else diffusers.DDPMPipeline
+        kind: Any = diffusers.DiTPipeline if "Transformer" in type(network).__name__ else diffusers.DDPMPipeline
         pipeline = kind(
             **{"unet" if kind is diffusers.DDPMPipeline else "transformer": network, "scheduler": scheduler}
         )
