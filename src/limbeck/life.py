@@ -142,12 +142,12 @@ class Life:
                     model.to(world.device)
         if world.main:
             self._write_start(data, student, teacher)
-        over_usd = spending.watch(teacher, self.folder, recipe.limit.usd, main=world.main)
+        self._over_usd = self._watch(teacher)
         if world.main:
             for sentence in introduction.of(teacher, data, task, world.device):
                 self.say(sentence)
         with Interrupts() as interrupts:
-            self._limits(interrupts, started, over_usd)
+            self._limits(interrupts, started)
             stages, last = self._course(self.folder, plan, student, teacher, task, data, interrupts)
             self.findings = self._findings(last, data) if last is not None else []
             if world.main:
@@ -283,7 +283,11 @@ class Life:
         plan = self.recipe.build_plan()
         return not isinstance(plan, Supervised) and not (isinstance(plan, Denoising) and self.recipe.teacher is None)
 
-    def _limits(self, interrupts: Interrupts, started: float, over_usd: Callable[[], Stopped | None]) -> None:
+    def _watch(self, teacher: Teacher | None) -> Callable[[], Stopped | None]:
+        """Where answers that are paid for are kept, and whether `limit.usd` is reached."""
+        return spending.watch(teacher, self.folder, self.recipe.limit.usd, main=self.world.main)
+
+    def _limits(self, interrupts: Interrupts, started: float) -> None:
         hours = self.recipe.limit.hours
         spent_file = self.folder / "spent.json"
         before = json.loads(spent_file.read_text())["seconds"] if spent_file.exists() else 0.0
@@ -297,7 +301,7 @@ class Life:
                     "limit",
                     f"limit.hours={hours:g} is reached after {seconds / 3600:.3g} h. Everything is saved: limbeck resume {self.folder} limit.hours=...",
                 )
-            return over_usd()
+            return self._over_usd()
 
         interrupts.also = over
         interrupts.folder = self.folder

@@ -68,7 +68,10 @@ def adapt(
     chosen = _linear(model, {*learning, *_output(model)}) if targets is None else _matching(model, targets)
     before = {name for name, p in model.named_parameters() if p.requires_grad}
     config = peft.LoraConfig(
-        r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=chosen, lora_dropout=dropout
+        r=rank,
+        lora_alpha=rank if alpha is None else alpha,  # type: ignore[arg-type]  # any number does
+        target_modules=chosen,
+        lora_dropout=dropout,
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out")  # it finds out by itself

@@ -28,12 +28,14 @@ _MOST = 15
 class Packed(nn.Module):
     """A linear layer whose weights are 4-bit codes: low + scale * code, groups of `GROUP` inputs sharing low and scale."""
 
+    codes: UInt8[Tensor, "out half"]
+    low: Float[Tensor, "out groups 1"]
+    scale: Float[Tensor, "out groups 1"]
+    bias: Float[Tensor, "out"] | None
+
     def __init__(self, layer: nn.Linear):
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
-        self.codes: UInt8[Tensor, "out half"]
-        self.low: Float[Tensor, "out groups 1"]
-        self.scale: Float[Tensor, "out groups 1"]
         codes, low, scale = pack(layer.weight.detach())
         for name, tensor in (("codes", codes), ("low", low), ("scale", scale)):
             self.register_buffer(name, tensor)
@@ -83,7 +85,8 @@ def quantise(model: nn.Module, bits: Bits, device: torch.device) -> int:
     Raises:
         RecipeError: a library is missing, or there is no linear layer.
     """
-    head: Any = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    language: Any = model
+    head = language.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     found = [(name, m) for name, m in model.named_modules() if type(m) is nn.Linear and m is not head and name]
     if not found:
         raise RecipeError(f"teacher.quantize: {type(model).__name__} has no linear layers to round. Leave it out.")

@@ -7,7 +7,7 @@ costs is what the run costs besides the steps, validations and rows that were le
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from limbeck import control
+from limbeck import control, spending
 from limbeck.actors import Actor, Student, Teacher
 from limbeck.data.tensors import Data
 from limbeck.engine import checkpoint, random_state
@@ -23,7 +23,7 @@ from limbeck.engine.course import Course
 from limbeck.engine.log import Log
 from limbeck.engine.pieces import cut, kept_bytes, rows
 from limbeck.engine.stepper import Stepper
-from limbeck.engine.trainer import Situation, Trainer
+from limbeck.engine.trainer import Situation, Stopped, Trainer
 from limbeck.interrupts import Interrupts
 from limbeck.life import Life
 from limbeck.method import Method, Procedure, Progress, Stage, Update, name_of
@@ -342,6 +342,11 @@ class Rehearsal(Life):
         with heard(clock, actors):
             super()._finish(started, student, teacher, without, task, data, stages)
         self.asked = clock.take()
+
+    def _watch(self, teacher: Teacher | None) -> Callable[[], Stopped | None]:
+        """Answers are kept where a real run will look for them: this folder may be thrown away."""
+        beside = self.beside or Path.cwd() / "runs" / "run"
+        return spending.watch(teacher, beside, self.recipe.limit.usd, main=False)
 
     def _limits(self, interrupts: Interrupts, started: float) -> None:
         interrupts.folder = self.folder

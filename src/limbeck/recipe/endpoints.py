@@ -59,7 +59,7 @@ class EndpointKeys(TeacherKeys):
 
     def plain(self) -> dict[str, Any]:
         found = Section.plain(self)
-        found["model"] = self.model.server.model if isinstance(self.model, Actor) else self.model
+        found["model"] = self.model.server.model if isinstance(self.model, Endpoint) else self.model
         return {name: found[name] for name in self.names()}
 
     def tree(self) -> dict[str, Any]:

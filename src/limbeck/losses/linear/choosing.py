@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from limbeck.signals import Projection
+from limbeck.sketches import Sketch
 
 __all__: list[str] = []  # no loss
 
@@ -15,12 +16,18 @@ _ROOM = 2**24
 
 
 @torch.no_grad()
-def most_probable(logits: Projection | Float[Tensor, "... classes"], mask: Bool[Tensor, "..."]) -> Int64[Tensor, "..."]:
+def most_probable(
+    logits: Projection | Sketch | Float[Tensor, "... classes"], mask: Bool[Tensor, "..."]
+) -> Int64[Tensor, "..."]:
     """argmax of the logits of the tokens that `mask` counts, -1 for the others; ties go to the first class.
 
-    Scale (if it is above zero) and soft cap of a projection keep the order and are left out.
+    Scale (if it is above zero) and soft cap of a projection keep the order and are left out. Of a sketch: the most
+    probable one of those that it knows.
     """
     found = torch.full(mask.shape, -1, device=mask.device)
+    if isinstance(logits, Sketch):
+        best = logits.ids.gather(-1, logits.log_probs.argmax(-1, keepdim=True)).squeeze(-1)
+        return best.long().where(mask, found)
     if isinstance(logits, Tensor):
         found[mask] = logits[mask].argmax(-1)
         return found
