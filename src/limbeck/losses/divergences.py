@@ -52,8 +52,8 @@ def kl(
     Source: Hinton, Vinyals and Dean 2015, "Distilling the knowledge in a neural network", section 2 (there as a
     cross-entropy, which differs by the teacher's entropy).
     """
-    log_q, log_p = _log_probabilities(student, teacher, temperature, dim, mask)
-    return _finished(_relative_entropy(log_p, log_q, dim), temperature, scale, mask, weight)
+    log_q, log_p = log_probabilities(student, teacher, temperature, dim, mask)
+    return finished_at(relative_entropy(log_p, log_q, dim), temperature, scale, mask, weight)
 
 
 def reverse_kl(
@@ -70,8 +70,8 @@ def reverse_kl(
 
     Source: Gu et al. 2024, "MiniLLM", equation 1 (there over sequences).
     """
-    log_q, log_p = _log_probabilities(student, teacher, temperature, dim, mask)
-    return _finished(_relative_entropy(log_q, log_p, dim), temperature, scale, mask, weight)
+    log_q, log_p = log_probabilities(student, teacher, temperature, dim, mask)
+    return finished_at(relative_entropy(log_q, log_p, dim), temperature, scale, mask, weight)
 
 
 def jeffreys(
@@ -90,9 +90,9 @@ def jeffreys(
 
     Source: Jeffreys 1946, "An invariant form for the prior probability in estimation problems".
     """
-    log_q, log_p = _log_probabilities(student, teacher, temperature, dim, mask)
-    both = _relative_entropy(log_p, log_q, dim) + _relative_entropy(log_q, log_p, dim)
-    return _finished(both, temperature, scale, mask, weight)
+    log_q, log_p = log_probabilities(student, teacher, temperature, dim, mask)
+    both = relative_entropy(log_p, log_q, dim) + relative_entropy(log_q, log_p, dim)
+    return finished_at(both, temperature, scale, mask, weight)
 
 
 def js(
@@ -122,18 +122,16 @@ def js(
             f"js with beta={beta}: needed is a number strictly between 0 and 1, because at 0 and 1 it is zero for "
             "any two distributions. Its limits have names of their own: kl (beta to 0) and reverse-kl (beta to 1)."
         )
-    log_q, log_p = _log_probabilities(student, teacher, temperature, dim, mask)
-    neither = torch.isneginf(log_p) & torch.isneginf(log_q)  # logaddexp of two infinities has nan for a gradient
-    mixed = torch.logaddexp(
-        log_p.masked_fill(neither, 0.0) + math.log(beta), log_q.masked_fill(neither, 0.0) + math.log1p(-beta)
-    ).masked_fill(neither, -math.inf)
-    both = beta * _relative_entropy(log_p, mixed, dim) + (1 - beta) * _relative_entropy(log_q, mixed, dim)
-    return _finished(both, temperature, scale, mask, weight)
+    log_q, log_p = log_probabilities(student, teacher, temperature, dim, mask)
+    mixed = mixture(log_p, log_q, beta)
+    both = beta * relative_entropy(log_p, mixed, dim) + (1 - beta) * relative_entropy(log_q, mixed, dim)
+    return finished_at(both, temperature, scale, mask, weight)
 
 
-def _log_probabilities(
+def log_probabilities(
     student: Logits, teacher: Logits, temperature: float, dim: int, mask: Bool[Tensor, "batch ..."] | None
 ) -> tuple[Logits, Logits]:
+    """log q and log p of logits at a temperature; of zeros where `mask` is False."""
     if not temperature > 0:
         raise RecipeError(f"temperature {temperature}: needed is a number above 0; 1 leaves the logits as they are.")
     student, teacher = (keep(x, mask, dim) for x in paired(student, teacher))
@@ -142,7 +140,7 @@ def _log_probabilities(
     return torch.log_softmax(student, dim), torch.log_softmax(teacher, dim)
 
 
-def _relative_entropy(log_a: Logits, log_b: Logits, dim: int) -> Values:
+def relative_entropy(log_a: Logits, log_b: Logits, dim: int) -> Values:
     """sum a (log a - log b), where a class with a = 0 (also by underflow) contributes 0 and has no gradient."""
     a = log_a.exp()
     difference = torch.where(a == 0, 0, log_a - log_b)
@@ -150,7 +148,21 @@ def _relative_entropy(log_a: Logits, log_b: Logits, dim: int) -> Values:
     return values - values.detach().clamp(max=0.0)  # rounding may leave -1e-9: shown as 0, its gradient kept
 
 
-def _finished(
-    values: Values, temperature: float, scale: bool, mask: Bool[Tensor, "batch ..."] | None, weight: Tensor | None
+def mixture(log_a: Logits, log_b: Logits, share: float) -> Logits:
+    """log(share a + (1 - share) b), whose gradient is 0 where both are (that of logaddexp would be nan)."""
+    neither = torch.isneginf(log_a) & torch.isneginf(log_b)
+    mixed = torch.logaddexp(
+        log_a.masked_fill(neither, 0.0) + math.log(share), log_b.masked_fill(neither, 0.0) + math.log1p(-share)
+    )
+    return mixed.masked_fill(neither, -math.inf)
+
+
+def finished_at(
+    values: Values,
+    temperature: float,
+    scale: bool,
+    mask: Bool[Tensor, "batch ..."] | None,
+    weight: Float[Tensor, "batch ..."] | None,
 ) -> Values:
+    """The values of a divergence at a temperature, times T^2 if `scale`, and `finished`."""
     return finished(values * temperature**2 if scale else values, mask, weight)

@@ -10,7 +10,6 @@ Errors: `RecipeError` for different shapes, a mask that does not fit, or an opti
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -20,7 +19,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from limbeck.errors import RecipeError
-from limbeck.losses.divergences import _finished, _log_probabilities, _relative_entropy, js, kl, reverse_kl
+from limbeck.losses.divergences import (
+    finished_at,
+    js,
+    kl,
+    log_probabilities,
+    mixture,
+    relative_entropy,
+    reverse_kl,
+)
 
 __all__ = ["adaptive_kl", "continuous_js", "skew_kl", "skew_reverse_kl", "top_k_kl", "trl_js", "tvd"]
 
@@ -46,8 +53,8 @@ def skew_kl(
     Source: Ko et al. 2024, "DistiLLM", equation 5; its code leaves out the entropy of p, a constant.
     """
     inside("skew_kl with alpha", alpha)
-    log_q, log_p = _log_probabilities(student, teacher, temperature, dim, mask)
-    return _finished(_relative_entropy(log_p, _mixture(log_p, log_q, alpha), dim), temperature, scale, mask, weight)
+    log_q, log_p = log_probabilities(student, teacher, temperature, dim, mask)
+    return finished_at(relative_entropy(log_p, mixture(log_p, log_q, alpha), dim), temperature, scale, mask, weight)
 
 
 def skew_reverse_kl(
@@ -68,8 +75,8 @@ def skew_reverse_kl(
     Source: Ko et al. 2024, "DistiLLM", section 3.1.
     """
     inside("skew_reverse_kl with alpha", alpha)
-    log_q, log_p = _log_probabilities(student, teacher, temperature, dim, mask)
-    return _finished(_relative_entropy(log_q, _mixture(log_q, log_p, alpha), dim), temperature, scale, mask, weight)
+    log_q, log_p = log_probabilities(student, teacher, temperature, dim, mask)
+    return finished_at(relative_entropy(log_q, mixture(log_q, log_p, alpha), dim), temperature, scale, mask, weight)
 
 
 def tvd(
@@ -88,8 +95,8 @@ def tvd(
 
     Source: Wen et al. 2023, "f-divergence minimization for sequence-level knowledge distillation", section 3.
     """
-    log_q, log_p = _log_probabilities(student, teacher, temperature, dim, mask)
-    return _finished((log_p.exp() - log_q.exp()).abs().sum(dim) / 2, temperature, scale, mask, weight)
+    log_q, log_p = log_probabilities(student, teacher, temperature, dim, mask)
+    return finished_at((log_p.exp() - log_q.exp()).abs().sum(dim) / 2, temperature, scale, mask, weight)
 
 
 def adaptive_kl(
@@ -111,13 +118,13 @@ def adaptive_kl(
     section 4.
     """
     inside("adaptive_kl with alpha", alpha)
-    log_q, log_p = _log_probabilities(student, teacher, temperature, dim, mask)
+    log_q, log_p = log_probabilities(student, teacher, temperature, dim, mask)
     log_q, log_p = log_q.movedim(dim, -1), log_p.movedim(dim, -1)
     w = head_share(log_q.detach().exp(), log_p.detach().exp(), alpha)
     # an infinite direction that counts nothing contributes nothing
-    both = torch.where(w > 0, w * _relative_entropy(log_p, log_q, -1), 0)
-    both = both + torch.where(w < 1, (1 - w) * _relative_entropy(log_q, log_p, -1), 0)
-    return _finished(both, temperature, scale, mask, weight)
+    both = torch.where(w > 0, w * relative_entropy(log_p, log_q, -1), 0)
+    both = both + torch.where(w < 1, (1 - w) * relative_entropy(log_q, log_p, -1), 0)
+    return finished_at(both, temperature, scale, mask, weight)
 
 
 def top_k_kl(
@@ -141,12 +148,12 @@ def top_k_kl(
     Source: the way top-k logits are commonly used (DistillKit's `missing: zero`).
     """
     at_least_one("top_k_kl with k", k)
-    log_q, log_p = _log_probabilities(student, teacher, temperature, dim, mask)
+    log_q, log_p = log_probabilities(student, teacher, temperature, dim, mask)
     log_p, top = log_p.topk(min(k, log_p.shape[dim]), dim=dim)
     log_q = log_q.gather(dim, top)
     if renormalise_student:
         log_q = torch.log_softmax(log_q, dim)
-    return _finished(_relative_entropy(torch.log_softmax(log_p, dim), log_q, dim), temperature, scale, mask, weight)
+    return finished_at(relative_entropy(torch.log_softmax(log_p, dim), log_q, dim), temperature, scale, mask, weight)
 
 
 def continuous_js(
@@ -227,12 +234,3 @@ def between(
     if not 0 <= beta <= 1:
         raise RecipeError(f"JS with beta={beta}: needed is a number from 0 to 1.")
     return at_zero if beta == 0 else at_one if beta == 1 else partial(inner, beta=beta)
-
-
-def _mixture(log_a: Logits, log_b: Logits, share: float) -> Logits:
-    """log(share a + (1 - share) b), whose gradient is 0 where both are."""
-    neither = torch.isneginf(log_a) & torch.isneginf(log_b)
-    mixed = torch.logaddexp(
-        log_a.masked_fill(neither, 0.0) + math.log(share), log_b.masked_fill(neither, 0.0) + math.log1p(-share)
-    )
-    return mixed.masked_fill(neither, -math.inf)
