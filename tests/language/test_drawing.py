@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare as _chisquare
 
@@ -42,6 +42,7 @@ def test_a_mixture_is_the_mixture_of_the_probabilities_and_is_drawn_as_such():
     assert chisquare(found, log_p[0].exp().double() * len(SEEDS)).pvalue > 1e-3
 
 
+@settings(max_examples=40)
 @given(st.integers(0, 99), st.integers(2, 40), st.floats(0.1, 5), st.integers(0, 45), st.floats(0.01, 1))
 def test_restrictions_are_what_they_say(seed, width, temperature, k, mass):
     z = logits(4, width, seed)
@@ -93,11 +94,11 @@ def test_half_logits_are_normalised_in_fp32(dtype):
 
 def test_a_small_probability_among_many_tokens_is_met_as_often_as_it_should():
     """One uniform number of 24 bits would be too coarse for the tail of a large vocabulary."""
-    log_p = torch.full((1, 50_000), -math.log(50_000))
-    found = torch.cat([draw(log_p.expand(100, -1), part) for part in SEEDS[:2000].split(100)])
-    halves = torch.bincount(found // 12_500, minlength=4)
-    assert chisquare(halves, [500.0] * 4).pvalue > 1e-3
-    assert len(found.unique()) > 1900  # 2000 draws of 50,000 meet about 1961 of them
+    log_p = torch.full((1, 20_000), -math.log(20_000))
+    found = torch.cat([draw(log_p.expand(100, -1), part) for part in SEEDS[:1000].split(100)])
+    halves = torch.bincount(found // 5_000, minlength=4)
+    assert chisquare(halves, [250.0] * 4).pvalue > 1e-3
+    assert len(found.unique()) > 940  # 1000 draws of 20,000 meet about 975 of them
 
 
 @given(st.integers(0, 99), st.sampled_from([1, 255, 256, 257, 700]))

@@ -47,7 +47,7 @@ def test_old_log_probs_are_those_of_a_forward_pass(kind, temperature):
 @pytest.mark.parametrize("kind", MODELS)
 def test_what_is_written_has_the_models_probabilities(kind):
     """All texts of two tokens after one prompt: how often each comes, against the product of its probabilities."""
-    model, rows = MODELS[kind](), 3000
+    model, rows = MODELS[kind](), 1500
     batch = batch_of([([2, 3], [4])] * rows)
     found = sample(model, WORDS, batch, max_new_tokens=2, seed=1)
     pairs = [(END,), *((a, b) for a, b in product(range(SIZE), repeat=2) if a != END)]

@@ -29,9 +29,9 @@ class MiniLLM(Writing):
 
     1. Texts are drawn token by token from (1 - a) q + a p, a = `mixture`.
     2. r_t = clip((log p - log q)(y_t) / `reward_scale`, +-`reward_clip`), q the student as it was then.
-    3. A_t = sum_{k > t} discount^(k - t - 1) r_k / (how many tokens follow t): `returns=following`, as the paper has it, for
-       the exact term stands for r_t. `returns=all` begins at r_t itself, as the released code does. `whiten`: less its
-       mean, divided by its standard deviation, over all written tokens (the released code also counts padding).
+    3. A_t = sum_{k > t} discount^(k - t - 1) r_k / (how many tokens follow t): `returns=following`, for the exact
+       term stands for r_t; `returns=all` begins at r_t itself, as the released code does. `whiten`: less its mean, divided
+       by its standard deviation, over all written tokens (the released code also counts padding).
     4. policy = max(-A rho, -A clip(rho, 1 - clip, 1 + clip)), rho = q(y_t) / ((1 - a) q_old + a p)(y_t), `inner_epochs` times
        on the same texts. All but q is a constant.
 
