@@ -76,11 +76,14 @@ class Denoiser:
 
     def shown(self, batch: Mapping[str, Any], *, data: bool = True) -> tuple[Values | None, dict[str, Tensor]]:
         """Data (as latents, where it denoises those; None without `data`) and conditions of a batch, through the actor's own view."""
+        x, condition = self.columns(batch)
+        return self.model.encoded(x) if data and x is not None else None, self.model.understood(condition)
+
+    def columns(self, batch: Mapping[str, Any]) -> tuple[Values | None, Any]:
+        """The columns of data and of conditions as the actor's own view shows them; None where it shows none."""
         args, kwargs = self.actor.shown(batch)
-        names = ("x", "condition")
-        found = dict(zip(names, args)) | {k: v for k, v in kwargs.items() if k in names}
-        x = found.get("x") if data else None
-        return None if x is None else self.model.encoded(x), self.model.understood(found.get("condition"))
+        found = dict(zip(("x", "condition"), args)) | kwargs
+        return found.get("x"), found.get("condition")
 
     def feature(self, name: str, x: Values, t: Float[Tensor, "batch"], given: Given) -> Tensor:
         """What the tap `name` hears of noisy samples; the forward pass ends there."""

@@ -64,6 +64,7 @@ class DiffusionMethod(Method):
         self.reference = Denoiser(self.teacher, self.noise) if self.teacher is not None else None  # type: ignore[redundant-expr]
         self.grid = self.noise.grid(self.sampling_steps, self.start)
         self._refuse()
+        self._look_at_data()
         operate(self.student.source, "limbeck.diffusion.network:sample_with", self.sampling())
         if self.reference is not None and not self.guidance.none:  # the teacher is measured as it taught
             how = self.reference.model.sampling
@@ -99,9 +100,13 @@ class DiffusionMethod(Method):
 
     def make_judge(self) -> None:
         """A discriminator on the critic's features: `self.judge`, a network of noisy samples, times and conditions."""
-        split = self.data.splits["train"]
-        batch = self.begin(on_device(self.student, split.__getitems__(list(range(min(2, len(split)))))))
+        batch = self.begin(self.example())
         self.judge = Discriminator(self.fake, self.fresh(batch), self.drawn(batch), self.given(batch, "critic"))
+
+    def example(self, rows: int = 16) -> Batch:
+        """The first training rows, where the student is."""
+        split = self.data.splits["train"]
+        return on_device(self.student, split.__getitems__(list(range(min(rows, len(split))))))
 
     def make_target(self) -> None:
         """A second network like the student's that follows it slowly: `self.target`, asked through `self.follower`; see `follow`."""
@@ -154,12 +159,16 @@ class DiffusionMethod(Method):
 
     def fresh(self, batch: Batch) -> Values:
         """Standard normal noise, one sample per row."""
+        return torch.randn(rows(batch), *self.fresh_shape(batch), device=self._device(batch))
+
+    def fresh_shape(self, batch: Batch) -> tuple[int, ...]:
+        """The shape of a sample: that of the data, or what the network itself says where there are none."""
         shape = batch["x0"].shape[1:] if "x0" in batch else self.generator.model.shape
         if shape is None:
             raise RecipeError(
                 "the batch holds no data for the student to know the shape of a sample from: give its network a shape, or a view with the data's column."
             )
-        return torch.randn(rows(batch), *shape, device=self._device(batch))
+        return tuple(shape)
 
     def uniform(self, batch: Batch) -> PerSample:
         """A number in [0, 1) per row."""
@@ -210,6 +219,28 @@ class DiffusionMethod(Method):
 
     def _device(self, batch: Batch) -> torch.device:
         return next((v.device for v in batch.values() if isinstance(v, Tensor)), torch.device("cpu"))
+
+    @torch.no_grad()
+    def _look_at_data(self) -> None:
+        """Data of the wrong range are refused; a teacher whose answers look like another head's is spoken of."""
+        batch = self.example()
+        x, _ = self.generator.columns(batch)
+        if x is not None:
+            self.generator.model.refuse(x, "student")
+        if self.reference is None or next(self.reference.model.parameters(), None) is None:
+            return
+        shown = self.shown(batch)
+        z = randomness.normal(fold(batch["id"], 0x73), *self.fresh_shape(shown)).to(self._device(batch))
+        t = self.noise.nearest(torch.full((len(z),), float(self.grid[0]), device=z.device))
+        said = self.reference(self.noise.sigma(t[:1]) * z, t, self.given(shown, "teacher"))
+        alike = float(torch.corrcoef(torch.stack([said.value.flatten(), z.flatten()]))[0, 1])
+        head = said.head
+        if (head == "epsilon" and alike < 0.3) or (head in ("v", "x0") and alike > 0.9):
+            other = "v or x0" if head == "epsilon" else "epsilon"
+            self.notices.append(
+                f"the teacher is said to predict {head}; shown noise alone, its answers go with that noise by {alike:.2f} (correlation), which is more like "
+                f"{other}. If it is trained, its scheduler's prediction_type (or head) is not what it was trained for."
+            )
 
     def _refuse(self) -> None:
         """What cannot come to any good is refused before the first step."""

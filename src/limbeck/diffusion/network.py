@@ -86,6 +86,9 @@ class DiffusionNetwork(nn.Module):
         """The head's value for noisy samples (scaled for `edm`) at these times."""
         raise NotImplementedError
 
+    def refuse(self, x: Values, whose: str) -> None:
+        """Refuse data that are not what this network denoises: of another range, or latents of another scale."""
+
     def encoded(self, x: Values) -> Values:
         """Data as they are denoised: latents, where the network lives among them."""
         return x

@@ -247,3 +247,14 @@ def test_a_name_that_lies_in_the_cache_needs_no_network(monkeypatch):
 
     monkeypatch.setattr(hub, "file_exists", no_network)
     assert adapters.family_of_name("somebody/new") == "of_transformers"
+
+
+def test_data_of_another_range_or_scale_are_refused(places):
+    plain = Student(places["plain"]).model
+    plain.refuse(torch.rand(4, 1, 8, 8), "student")
+    with pytest.raises(RecipeError, match="student.args.pixels=signed"):
+        plain.refuse(2 * torch.rand(4, 1, 8, 8) - 1, "student")
+    latents = Student(places["classes"], args={"pixels": "latents"}).model
+    latents.refuse(torch.randn(8, 4, 4, 4), "student")
+    with pytest.raises(RecipeError, match="scaling_factor, 0.18215"):
+        latents.refuse(torch.randn(8, 4, 4, 4) / 0.18215, "student")

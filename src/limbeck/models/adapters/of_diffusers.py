@@ -124,6 +124,21 @@ class DiffusersNetwork(DiffusionNetwork):
             return {"text_embeds": _like(given["pooled"], x), "time_ids": ids}
         return {"resolution": None, "aspect_ratio": None} if "Transformer" in type(self.network).__name__ else None
 
+    def refuse(self, x: Values, whose: str) -> None:
+        low, high, std = float(x.min()), float(x.max()), float(x.float().std())
+        if self.pixels == "unit" and (low < -0.05 or high > 1.05):
+            raise RecipeError(
+                f"the {whose} is told that pictures are in [0, 1], and they go from {low:.3g} to {high:.3g}. "
+                f"Say what they are: {whose}.args.pixels=signed (in [-1, 1]), or latents"
+            )
+        vae = self.companions.part("vae") or self.companions.part("vqvae")
+        factor = vae.config.scaling_factor if vae is not None else 1.0
+        if self.pixels == "latents" and not 0.4 < std < 2.5 and 0.4 < std * factor < 2.5:
+            raise RecipeError(
+                f"the latents have a standard deviation of {std:.3g}, and the {whose} denoises such of about 1: they were not multiplied by the "
+                f"autoencoder's scaling_factor, {factor:g}."
+            )
+
     @torch.no_grad()
     def encoded(self, x: Values) -> Values:
         x = x * 2 - 1 if self.pixels == "unit" else x

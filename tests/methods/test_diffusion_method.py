@@ -1,0 +1,113 @@
+"""What methods of generation share: drawn times and scales, conditions apart, validation without chance, refusals, and what is said of a teacher."""
+
+import pytest
+import torch
+from points import mixture, network, settled, situation
+
+from limbeck.actors import Student, Teacher
+from limbeck.diffusion.method import DiffusionMethod
+from limbeck.diffusion.network import Plain
+from limbeck.engine.course import settle
+from limbeck.errors import RecipeError
+
+
+class Bare(DiffusionMethod):
+    """Nothing but what is shared."""
+
+
+def test_a_batch_begins_with_data_conditions_and_scales():
+    where, method = situation(), Bare(guidance=[1.5, 4.0])
+    batch = settled(method, where)
+    assert batch["x0"] is batch["x"]
+    for whose in ("student", "teacher"):
+        assert torch.equal(method.given(batch, whose)["condition"], batch["label"])
+    assert 1.5 <= batch["guidance"].min() < batch["guidance"].max() <= 4.0
+    assert "guidance" not in settled(Bare(), where)
+
+
+def test_times_are_the_methods_own_or_given():
+    where, method = situation(), Bare(times=[0.2, 0.4])
+    batch = settled(method, where)
+    t = torch.cat([method.drawn(batch) for _ in range(50)])
+    assert 0.2 <= t.min() < 0.25 < 0.35 < t.max() <= 0.4
+    from limbeck.diffusion.times import Uniform
+
+    assert (method.drawn(batch, Uniform(low=0.9, high=1.0)) >= 0.9).all()
+
+
+def test_validation_is_the_same_whenever_it_is_made_and_in_any_batches():
+    where, method = situation(), Bare()
+    settled(method, where)
+    rows = where.data.splits["validation"].__getitems__(list(range(6)))
+    state = torch.get_rng_state()
+    one = method.selection(rows).parts["denoising"]
+    assert torch.equal(torch.get_rng_state(), state)
+    halves = [method.selection({k: v[i : i + 3] for k, v in rows.items()}).parts["denoising"] for i in (0, 3)]
+    torch.testing.assert_close(sum(h.sum for h in halves), one.sum)
+
+
+def test_the_teacher_is_measured_as_it_taught():
+    where = situation()
+    settled(Bare(guidance=[1.0, 4.0]), where)
+    assert where.teacher.model.sampling.guidance == 2.5
+    assert where.student.model.sampling.guidance == 1
+
+
+def test_a_student_begins_below_the_top_where_it_is_told_to():
+    where, method = situation(), Bare(start=0.4, sampling_steps=2)
+    batch = settled(method, where)
+    assert method.grid.tolist() == pytest.approx([0.4, 0.2, 0.0])
+    found = method.inputs(batch, place=0)
+    assert (found["start"] == method.grid[0]).all()
+    assert where.student.model.sampling.start == 0.4
+
+
+class Says(torch.nn.Module):
+    """A network that was trained to predict something else than is said of it."""
+
+    def __init__(self, gain):
+        super().__init__()
+        self.gain = torch.nn.Parameter(torch.tensor(gain))
+
+    def forward(self, x, time):
+        return self.gain * x
+
+
+@pytest.mark.parametrize(("head", "gain", "spoken"), [("epsilon", -1.0, True), ("epsilon", 1.0, False), ("v", 1.0, True), ("v", -0.1, False)])  # fmt: skip
+def test_a_teacher_whose_answers_look_like_another_heads_is_spoken_of(head, gain, spoken):
+    teacher = Plain(Says(gain), "vp", head, shape=[2])
+    where = situation(teacher, student=network("vp", classes=None))
+    method = Bare()
+    settle(method, where)
+    assert any("prediction_type" in sentence for sentence in method.notices) is spoken
+
+
+def test_no_shape_is_asked_for_in_a_sentence():
+    where, method = situation(), Bare()
+    settle(method, where)
+    method.generator.model.shape = None
+    with pytest.raises(RecipeError, match="give its network a shape"):
+        method.fresh({"label": torch.zeros(3)})
+
+
+def test_a_network_of_another_kind_is_refused():
+    where = situation()
+    where.student = Student(torch.nn.Linear(2, 2), view="x")
+    with pytest.raises(RecipeError, match="the student is a Linear"):
+        settle(Bare(), where)
+    where = situation()
+    where.teacher = Teacher(torch.nn.Linear(2, 2), view="x")
+    with pytest.raises(RecipeError, match="the teacher is a Linear"):
+        settle(Bare(), where)
+
+
+def test_a_teacher_of_another_schedule_teaches_in_the_students_times():
+    batches = []
+    for noise in ("flow", "vp"):
+        where, method = situation(mixture(noise)), Bare(start=0.99)
+        batch = settled(method, where)
+        x_t = torch.linspace(-1, 1, 16).reshape(8, 2)
+        batches.append(method.taught(x_t, torch.linspace(0.1, 0.9, 8), batch).x0)
+    torch.testing.assert_close(*batches, rtol=1e-2, atol=1e-2)
+    with pytest.raises(RecipeError, match="never seen"):
+        settle(Bare(), situation(mixture("vp")))
