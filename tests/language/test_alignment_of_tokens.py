@@ -46,13 +46,14 @@ offsets = st.lists(st.integers(-1, 12), max_size=12).map(
 
 
 @given(a=offsets, b=offsets)
-@settings(max_examples=300)
+@settings(max_examples=120)
 def test_chunks_are_those_of_the_walk(a, b):
     found = groups(a, b)
     assert [list(side) for side in found] == [list(side) for side in walk(a.tolist(), b.tolist())]
 
 
 @given(a=offsets, b=offsets)
+@settings(max_examples=50)
 def test_numbers_are_the_same_on_both_sides_without_a_gap_and_never_fall(a, b):
     ours, theirs = groups(a, b)
     assert set(ours[ours >= 0]) == set(theirs[theirs >= 0]) == set(range(ours.max(initial=-1) + 1))
@@ -65,7 +66,7 @@ def test_numbers_are_the_same_on_both_sides_without_a_gap_and_never_fall(a, b):
 
 
 @given(text=texts, a=kinds, b=kinds)
-@settings(max_examples=250)
+@settings(max_examples=120)
 @example(text="", a="bytes", b="unigram")
 @example(text="ﬁne e\u0301 İ", a="wordpiece", b="bytes")
 def test_every_chunk_is_the_same_bytes_on_both_sides_and_together_they_are_the_text(text, a, b):
@@ -126,9 +127,9 @@ def test_what_only_one_side_reaches_has_no_partner():
 def test_a_hundred_thousand_tokens_take_less_than_a_second():
     r = np.random.default_rng(0)
     a, b = (np.cumsum(r.integers(1, 9, 100_000)) for _ in range(2))
-    start = time.perf_counter()
+    start = time.process_time()
     groups(a, b)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def tokenised(kind: str, parts: list[tuple[str, bool]]) -> tuple[Tokenised, list[int]]:
@@ -161,7 +162,7 @@ said = st.lists(st.sampled_from(["the", " fox", " hello", "é", "数学", "!", "
 
 
 @given(a=exact_kinds, b=exact_kinds, answers=st.lists(said, min_size=1, max_size=3))
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_answers_in_two_chat_templates_share_their_bytes_and_their_end(a, b, answers):
     sides = [tokenised(a, plain_chat("</s>", answers)), tokenised(b, other_chat("</s>", answers))]
     found = of_answers(sides[0][0], sides[1][0])
@@ -222,6 +223,7 @@ def test_of_answers_that_differ_the_common_beginning_is_compared():
 
 
 @given(a=offsets, b=offsets, data=st.data())
+@settings(max_examples=50)
 def test_within_keeps_the_chunks_that_both_sides_keep_whole(a, b, data):
     ours, theirs = groups(a, b)
     kept = [np.array(data.draw(st.lists(st.booleans(), min_size=len(e), max_size=len(e))), bool) for e in (a, b)]
@@ -245,6 +247,7 @@ small = st.binary(max_size=5).map(lambda b: bytes(97 + x % 3 for x in b))
 
 
 @given(a=small, b=small)
+@settings(max_examples=50)
 def test_edits_are_those_of_the_definition(a, b):
     assert edits(a, b) == slow_edits(a, b)
     assert edits(a, b) == edits(b, a)
@@ -264,7 +267,7 @@ def test_exact_matches_compare_bytes_not_names():
 
 
 @given(a=st.lists(small, max_size=8), b=st.lists(small, min_size=1, max_size=8))
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_the_nearest_token_is_the_nearest(a, b):
     # with so few tokens all are neighbours, so the choice must be the best there is, ties and all
     found = nearest(a, b)

@@ -19,6 +19,7 @@ group_rows = st.lists(st.lists(st.integers(-1, 5), min_size=6, max_size=6), min_
 
 
 @given(group_rows, group_rows, st.booleans())
+@settings(max_examples=40)
 def test_partners_are_the_last_or_first_tokens_of_chunks_that_both_have(ours, theirs, first):
     found = partners(torch.tensor(ours), torch.tensor(theirs), first=first)
     for a, b, row in zip(ours, theirs, found.tolist()):
@@ -48,6 +49,7 @@ def test_rows_are_counted_through_and_values_go_back_to_their_places():
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=1, max_size=3))
+@settings(max_examples=40)
 def test_weights_make_the_mean_one_of_samples_and_numbers_count_answers(rows):
     answer = torch.tensor(rows)
     weight = per_sample(answer)
@@ -81,7 +83,7 @@ said = st.lists(st.sampled_from(["the", " fox", " hello", "é", "数学", "!", "
     "kinds", [("bytes", "byte-level"), ("byte-level", "metaspace, no space in front"), ("byte-level", "bytes")]
 )
 @given(text=said, ended=st.booleans())
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_an_answer_is_retold_byte_by_byte(kinds, text, ended):
     mine, theirs = map(tokens, kinds)
     prompt, other = mine.encode("the dog"), theirs.encode("dog the")

@@ -27,7 +27,7 @@ def encoded(kind: str, text: str) -> list[int]:
 
 @pytest.mark.parametrize("kind", EXACT)
 @given(text=texts)
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_the_pieces_of_a_text_spell_it_and_the_ends_are_their_sums(kind, text):
     if "</s>" in text or "<s>" in text or "▁" in text:  # they spell something else
         return
@@ -47,7 +47,7 @@ def test_the_pieces_of_a_text_spell_it_and_the_ends_are_their_sums(kind, text):
 @example(text="")
 @example(text="İstanbul ﬁne e\u0301 Åé")
 @example(text="  \n ")
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_ends_never_fall_and_no_token_begins_before_the_last_one_ended(kind, text):
     if any(special in text for special in ("<s>", "</s>", "<unk>")):
         return
@@ -197,7 +197,7 @@ def test_bytes_that_are_no_utf8_have_the_end_of_what_replaces_them():
 
 
 @given(text=words)
-@settings(max_examples=20)
+@settings(max_examples=10)
 def test_plain_bytes_without_a_file_to_read(text):
     tokenizer = ByT5Tokenizer()
     ids = tokenizer(text, add_special_tokens=False).input_ids

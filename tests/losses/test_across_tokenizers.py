@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
@@ -53,6 +53,7 @@ def test_sorted_l1_is_its_formula(ours, theirs, temperature):
 
 
 @given(st.permutations(range(6)), st.permutations(range(4)))
+@settings(max_examples=30)
 def test_sorted_l1_sees_no_permutation_of_either_vocabulary(ours, theirs):
     s, t = logits(3, 6), logits(3, 4, seed=1)
     torch.testing.assert_close(sorted_l1(s[:, list(ours)], t[:, list(theirs)]), sorted_l1(s, t))
@@ -194,6 +195,7 @@ groups_of = st.lists(st.lists(st.integers(-1, 4), min_size=6, max_size=6), min_s
 
 
 @given(groups_of)
+@settings(max_examples=40)
 def test_chunk_sums_and_places_are_those_of_a_loop(rows):
     group = torch.tensor(rows)
     values = logits(*group.shape)
@@ -207,6 +209,7 @@ def test_chunk_sums_and_places_are_those_of_a_loop(rows):
 
 
 @given(groups_of, st.lists(st.booleans(), min_size=5, max_size=5))
+@settings(max_examples=40)
 def test_likelihoods_of_merged_chunks_are_sums_of_theirs(rows, closes):
     group = torch.tensor(rows)
     flags = torch.tensor(closes).expand(len(rows), 5)

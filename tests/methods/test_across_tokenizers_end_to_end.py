@@ -25,8 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 import tiny_chat_models as tiny
 
 METHODS = {
-    "uld": {},
-    "uld by chunks": {"use": "uld", "pairs": "chunk"},
+    "uld": {"pairs": "chunk"},
     "alm": {},
     "alm with spaces": {"use": "alm", "chunks": "space", "append_space": True, "form": "binary-kl"},
     "gold": {"student_share": 1.0, "max_new_tokens": 8},
@@ -73,8 +72,8 @@ def test_a_student_of_bytes_learns_from_a_teacher_of_longer_tokens(name, folder,
     assert all(value.isfinite().all() for value in after.values())
 
 
-@pytest.mark.parametrize("name", ["alm", "gold"])
-def test_with_one_tokenizer_they_run_as_well(name, folder, tmp_path):
+@pytest.mark.parametrize("name", ["gold"])
+def test_with_one_tokenizer_the_student_writes_as_well(name, folder, tmp_path):
     distilled(folder, tmp_path / "run", name, "same")
 
 

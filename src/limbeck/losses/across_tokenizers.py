@@ -45,7 +45,7 @@ def sorted_l1(
     permutation of either vocabulary changes nothing. It is 0 where q is a permutation of p, whatever that permutation.
 
     Source: Boizard et al. 2024, "Towards Cross-Tokenizer Distillation: the Universal Logit Distillation Loss for LLMs",
-    arXiv 2402.12030, equation 5 (Wasserstein-1 of the two under a uniform cost).
+    arXiv 2402.12030 (Wasserstein-1 of the two under a uniform cost).
     Raises: RecipeError for a temperature that is not above 0, or tokens that differ in number.
     """
     if student.shape[:-1] != teacher.shape[:-1]:
@@ -92,7 +92,7 @@ def binarised(
     Log-likelihoods above 0 (rounding) count as 0.
 
     Source: Minixhofer et al. 2025, "Universal Cross-Tokenizer Distillation via Approximate Likelihood Matching",
-    arXiv 2503.20083, section 3 and its code.
+    arXiv 2503.20083, and its released code.
     Raises: RecipeError for an unknown form or a number that is not above 0.
     """
     if form not in _FORMS:

@@ -24,7 +24,7 @@ class MinED(Crossing):
     M sends each of the teacher's tokens to the student's token that spells the same bytes or, with `matches: nearest`, the
     fewest insertions, deletions and exchanges of bytes away; M p is divided by its sum. Ends go to ends, other special
     tokens nowhere. The places are the beginnings of the chunks of bytes that both tokenisations share (ours: the paper
-    aligns tokens of a text by the same edit distance, which may put tokens of different text together).
+    puts the tokens of a text side by side by the same edit distance).
     """
 
     card = Card(

@@ -19,7 +19,7 @@ class ULD(Crossing):
     """task_weight * CE + weight * mean over samples of the mean over positions of sum_v |sort(p)_v - sort(q)_v|.
 
     p and q are softmaxes at `temperature`, sorted from the greatest down, the shorter vocabulary filled up with zeros
-    (equation 5; the released code's mean over samples). With `pairs: position`, as in the paper, the t-th answer token of
+    (the mean over samples is the released code's). With `pairs: position`, as in the paper, the t-th answer token of
     the student goes with the t-th of the teacher, up to the shorter answer, although both need not be at the same place
     in the text after the first difference. `pairs: chunk` (ours) compares the two where both are about to continue the
     same text: at the beginnings of chunks of bytes that both tokenisations share.
