@@ -55,6 +55,14 @@ NAMED = pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
 DIFFERENTIABLE = [f for f in FORMS if f is not linear.adaptive_kl]  # whose weights are constants
 
 
+@pytest.fixture(autouse=True, scope="module")
+def chunks_however_few():
+    """What is tested here are chunks, although the plain form would be faster on all that a test can afford."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linear, "SMALL", -1)
+        yield
+
+
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
@@ -73,8 +81,8 @@ def leaves(side: Projection) -> list[torch.Tensor]:
 
 
 def chunks_of(tokens: int, classes: int = 11, itemsize: int = 8) -> int:
-    """A budget that lets so many tokens into one chunk, or up to three times as many of a thrifty form."""
-    return 8 * classes * itemsize * tokens
+    """A budget that lets so many tokens into one chunk."""
+    return 2 * classes * itemsize * tokens
 
 
 def gradients(values: torch.Tensor, side: Projection) -> tuple[torch.Tensor, ...]:
@@ -260,6 +268,78 @@ def test_sums_over_many_classes_do_not_round_as_half_precision_would():
     assert linear.cross_entropy(flat, torch.tensor([17])).item() == pytest.approx(math.log(4096), abs=1e-6)
 
 
+def test_a_gradient_over_thousands_of_tokens_is_not_summed_in_half_precision():
+    # a sum of 4096 equal terms stops growing in bf16 at 256 of them
+    student, teacher = sides((1,), dtype=torch.bfloat16)
+    many = [Projection(s.hidden.detach().expand(4096, -1), s.weight, s.bias) for s in (student, teacher)]
+    values = linear.kl(*many, budget=chunks_of(8, itemsize=4))
+    one = linear.kl(student, teacher)
+    torch.testing.assert_close(values.mean(), one[0])
+    own, alone = (torch.autograd.grad(v.sum(), [student.weight, student.bias]) for v in (values, one))
+    for a, b in zip(own, alone):
+        torch.testing.assert_close(a.float() / 4096, b.float(), rtol=2**-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_disjoint_distributions_reach_the_bounds(share):
+    one, other = torch.tensor([[60.0, -60.0]]), torch.tensor([[-60.0, 60.0]])
+    student = Projection(one.requires_grad_(), torch.eye(2, requires_grad=True))
+    teacher = Projection(other, torch.eye(2))
+    coin = -share * math.log(share) - (1 - share) * math.log(1 - share)
+    assert linear.js(student, teacher, beta=share).item() == pytest.approx(coin, rel=1e-6)
+    assert linear.skew_kl(student, teacher, alpha=share).item() == pytest.approx(-math.log(share), rel=1e-6)
+    assert linear.skew_reverse_kl(student, teacher, alpha=share).item() == pytest.approx(-math.log(share), rel=1e-6)
+    assert linear.tvd(student, teacher).item() == pytest.approx(1)
+    assert linear.kl(student, teacher).item() == pytest.approx(120)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_a_constant_in_all_logits_changes_nothing(offset):
+    student, teacher = sides((4,), dtype=torch.float32)
+    moved = Projection(student.hidden, student.weight, (student.bias + offset).detach())
+    torch.testing.assert_close(
+        linear.kl(moved, teacher), linear.kl(student, teacher), rtol=1e-6, atol=1e-6 + offset * 3e-7
+    )
+
+
+@NAMED
+@pytest.mark.parametrize("strip", [1, 2, 3])
+def test_a_form_sees_as_few_tokens_at_a_time_as_fit_a_cache(form, strip, monkeypatch):
+    student, teacher = sides()
+    expected = form(student, teacher, target=torch.arange(10).view(2, 5))
+    seen, few = [], Problem._few
+    monkeypatch.setattr(linear, "STRIP", strip * 11 * 8)
+    monkeypatch.setattr(Problem, "_few", lambda self, z, *a: (seen.append(len(z)), few(self, z, *a))[1])
+    values = form(student, teacher, target=torch.arange(10).view(2, 5), budget=chunks_of(5))
+    assert seen == [strip] * (5 // strip) + [5 % strip] * (5 % strip > 0) + [strip] * (5 // strip) + [5 % strip] * (
+        5 % strip > 0
+    )
+    torch.testing.assert_close(values, expected)
+    torch.testing.assert_close(gradients(values.sum(), student), gradients(expected.sum(), student))
+
+
+@NAMED
+def test_where_logits_are_few_the_plain_form_gives_the_same(form, monkeypatch):
+    student, teacher = sides()
+    student = Projection(*leaves(student), scale=0.7, softcap=2.5)
+    mask, weight, target = draw(2, 5, seed=4) > -0.5, draw(2, 5, seed=3).abs(), torch.arange(10).view(2, 5) % 9
+    with torch.no_grad():
+        student.hidden[~mask], teacher.hidden[~mask] = math.nan, math.inf
+    options = {"temperature": 1.7, "mask": mask, "weight": weight, "target": target, "label_weight": 0.3, "classes": 9}
+    chunked = form(student, teacher, **options)
+    expected = gradients(chunked.mean(), student)
+    monkeypatch.setattr(linear, "SMALL", 10 * 9)
+    monkeypatch.setattr(Problem, "solve", None)  # not called any more
+    plain = form(student, teacher, **options)
+    torch.testing.assert_close(plain, chunked)
+    torch.testing.assert_close(gradients(plain.mean(), student), expected)
+    alone = linear.cross_entropy(student, target, mask=mask, classes=9)
+    torch.testing.assert_close(alone, losses.cross_entropy(student.materialise()[..., :9], target, mask=mask))
+    monkeypatch.setattr(linear, "SMALL", 10 * 9 - 1)
+    with pytest.raises(TypeError):
+        form(student, teacher, **options)
+
+
 def test_tiny_gradients_survive_half_precision_until_the_loss_scale_arrives():
     student, teacher = sides((2,), 11, dtype=torch.float16)
     values = linear.kl(student, teacher)
@@ -358,6 +438,15 @@ def test_rows_that_pad_a_vocabulary_take_no_part(swap):
     assert own[1][1000:].count_nonzero() == own[2][1000:].count_nonzero() == 0
     fewer = linear.kl(student, teacher, classes=990)
     torch.testing.assert_close(fewer, losses.kl(student.materialise()[..., :990], teacher.materialise()[..., :990]))
+
+
+def test_the_vocabulary_of_one_family_in_two_paddings():
+    student, teacher = sides((2,), 151936, dtype=torch.float32)[0], sides((2,), 152064, dtype=torch.float32)[1]
+    ours = linear.kl(student, teacher)
+    torch.testing.assert_close(ours, losses.kl(student.materialise(), teacher.materialise()[..., :151936]))
+    assert gradients(ours.sum(), student)[1].shape == (151936, 4)
+    with pytest.raises(RecipeError, match="student's head has 151936 classes, the teacher's 128256"):
+        linear.kl(student, Projection(teacher.hidden, teacher.weight[:128256]))
 
 
 @pytest.mark.parametrize(("sizes", "common"), [((151936, 152064), 151936), ((50304, 50257), 50257), ((7, 7), 7)])

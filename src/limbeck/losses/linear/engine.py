@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from limbeck.losses.linear.forms import Result
+from limbeck.losses.linear import forms
 from limbeck.signals import Projection
 
 __all__: list[str] = []  # no loss: these are its inner part
 
-Form = Callable[[Tensor, Tensor, Tensor], Result]
+Form = Callable[[Tensor, Tensor], Tensor]
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
@@ -37,15 +37,17 @@ class Side:
         weight = projection.weight.detach()[:classes].to(dtype)
         return cls(weight, bias, projection.scale, projection.softcap)
 
-    def logits(self, hidden: Float[Tensor, "tokens width"], room: Tensor | None) -> Float[Tensor, "tokens classes"]:
-        """A tensor to be overwritten: in `room` where that is given and of the product's dtype, else a new one."""
-        hidden = hidden.to(self.weight.dtype)
-        if room is None or room.dtype != self.weight.dtype:
-            z = F.linear(hidden, self.weight, self.bias)
-            z = z if z.dtype == torch.float64 else z.float()
-        else:
-            z = torch.mm(hidden, self.weight.T, out=room[: len(hidden)])
-            z = z if self.bias is None else z.add_(self.bias)
+    def product(self, hidden: Float[Tensor, "tokens width"], room: Tensor) -> Float[Tensor, "tokens classes"]:
+        """The first rows of `room`, which hold the product and bias now: logits, once they are `shaped`."""
+        hidden, z = hidden.to(self.weight.dtype), room[: len(hidden)]
+        if z.dtype != self.weight.dtype:
+            return z.copy_(F.linear(hidden, self.weight, self.bias))
+        if self.bias is None:
+            return torch.mm(hidden, self.weight.T, out=z)
+        return torch.addmm(self.bias, hidden, self.weight.T, out=z)
+
+    def shaped(self, z: Float[Tensor, "tokens classes"]) -> Float[Tensor, "tokens classes"]:
+        """Scaled and capped, in place."""
         if self.scale != 1:
             z.mul_(self.scale)
         return z if self.softcap is None else z.div_(self.softcap).tanh_().mul_(self.softcap)
@@ -70,6 +72,7 @@ class Problem:
     temperature: float
     scale: bool
     chunk: int
+    strip: int
     slope: bool
 
     def solve(
@@ -83,34 +86,29 @@ class Problem:
         classes, (weight_shape, bias_shape) = len(self.student.weight), shapes
         values = hidden.new_zeros(len(hidden), dtype=exact)
         # fp16 has no room for the small entries of a gradient that no loss scaling has touched yet
+        product = _roomy(self.student.weight.dtype)
         into_hidden = hidden.new_zeros(hidden.shape, dtype=_roomy(hidden.dtype)) if wanted[0] else None
         into_weight = hidden.new_zeros(weight_shape, dtype=exact) if wanted[1] else None
         into_bias = hidden.new_zeros(bias_shape, dtype=exact) if wanted[2] else None
-        factors = self.weight if upstream is None else upstream if self.weight is None else self.weight * upstream
-        product = _roomy(self.student.weight.dtype)
-        head = self.student.weight.to(product) if wanted[0] else None
+        head = self.student.weight.to(product)
         # pages that are used again need not be mapped again, which on a CPU costs as much as a pass over them
-        rooms = [hidden.new_empty(min(self.chunk, len(hidden)), classes, dtype=exact) for _ in range(3)]
+        rooms = hidden.new_empty(1 if self.teacher is None else 2, min(self.chunk, len(hidden)), classes, dtype=exact)
         with torch.autocast(hidden.device.type, enabled=False):
             for here in self._chunks(len(hidden)):
                 own = hidden[here]
-                found, gradient = self._compare(own, here, any(wanted), rooms)
-                values[here] = found if self.weight is None else found * self.weight[here]
-                if gradient is None:
+                values[here], gradient = self._compare(own, here, upstream, rooms)
+                if not any(wanted):
                     continue
-                factor = None if factors is None else factors[here][:, None].to(exact)
                 narrow = gradient.to(product)
-                if into_hidden is not None and head is not None:
-                    back = (narrow @ head).to(exact)
-                    into_hidden[here] = (back if factor is None else back * factor).to(into_hidden.dtype)
-                own = own.to(exact) if factor is None else own.to(exact) * factor
+                if into_hidden is not None:
+                    into_hidden[here] = (narrow @ head).to(into_hidden.dtype)
                 if into_weight is not None:
                     if product == exact:
-                        into_weight[:classes].addmm_(gradient.T, own)
+                        into_weight[:classes].addmm_(narrow.T, own.to(exact))
                     else:
                         into_weight[:classes] += narrow.T @ own.to(product)
                 if into_bias is not None:
-                    into_bias[:classes] += gradient.sum(0) if factor is None else gradient.T @ factor.squeeze(1)
+                    into_bias[:classes] += gradient.sum(0)
         return values, (into_hidden, into_weight, into_bias)
 
     def _chunks(self, tokens: int) -> Iterator[Any]:
@@ -118,43 +116,50 @@ class Problem:
             end = start + self.chunk
             yield slice(start, end) if self.rows is None else self.rows[start:end]
 
-    def _compare(self, hidden: Tensor, here: Any, slope: bool, rooms: list[Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Values of one chunk and their gradient in the student's product, before the weights of tokens."""
-        z = self.student.logits(hidden, rooms[0])
-        values, gradient = z.new_zeros(len(z)), None
-        if self.target is not None:
-            values, gradient = self._labels(z, self.target[here], slope)
+    def _compare(self, hidden: Tensor, here: Any, upstream: Tensor | None, rooms: Tensor) -> tuple[Tensor, Tensor]:
+        """Values of one chunk, and the gradient of their sum (times `upstream`) in the student's product.
+
+        The products are taken of many tokens, what follows of few, so that a pass finds in a cache what the last one left.
+        """
+        z = self.student.product(hidden, rooms[0])
+        t = None if self.teacher is None else self.teacher.product(self.teacher_hidden[here], rooms[1])
+        columns = [None if c is None else c[here] for c in (self.target, self.weight, upstream)]
+        few = range(0, len(z), self.strip)
+        cut = [[None] * len(few) if c is None else c.split(self.strip) for c in (z, t, *columns)]
+        return torch.cat([self._few(*pieces) for pieces in zip(*cut)]), z
+
+    def _few(
+        self, z: Tensor, t: Tensor | None, target: Tensor | None, weight: Tensor | None, upstream: Tensor | None
+    ) -> Tensor:
+        """Values of a few tokens from their products; that of the student becomes the gradient."""
+        self.student.shaped(z)
         capped = None if self.student.softcap is None else z.clone()
-        if self.form is not None:
-            assert self.teacher is not None
-            assert self.teacher_hidden is not None
-            other = self.teacher.logits(self.teacher_hidden[here], rooms[1]).to(z.dtype)
-            found, more = self.form(self._softened(z), self._softened(other), rooms[2][: len(z)])
-            found.clamp_(min=0)  # rounding may leave -1e-9
-            values = values + found * (self.temperature**2 if self.scale else 1)
+        values, more = z.new_zeros(len(z)), None
+        if target is not None:
+            counts = (target != self.ignore_index).to(z.dtype) * self.label_weight
+            more = z if t is None else z.clone()
+            values = forms.labels(more, target.where(target != self.ignore_index, 0)) * counts
+            more.mul_(counts[:, None])
+        if self.teacher is not None and self.form is not None and t is not None:
+            self.teacher.shaped(t)
+            if self.temperature != 1:
+                z.div_(self.temperature), t.div_(self.temperature)
+            values = values + self.form(z, t).clamp_(min=0) * (self.temperature**2 if self.scale else 1)
             factor = self.temperature if self.scale else 1 / self.temperature
-            more = more if factor == 1 else more.mul_(factor)
-            gradient = more if gradient is None else gradient.add_(more)
-        if not slope:
-            return values, None
-        assert gradient is not None
+            if factor != 1:
+                z.mul_(factor)
+            if more is not None:
+                z.add_(more)
         if capped is not None and self.student.softcap is not None:
-            gradient.mul_(capped.div_(self.student.softcap).square_().neg_().add_(1))
-        return values, gradient if self.student.scale == 1 else gradient.mul_(self.student.scale)
-
-    def _softened(self, z: Tensor) -> Tensor:
-        """Log-probabilities at the temperature, in place of the logits."""
-        return torch.log_softmax(z if self.temperature == 1 else z.div_(self.temperature), -1, out=z)
-
-    def _labels(self, z: Tensor, target: Tensor, slope: bool) -> tuple[Tensor, Tensor | None]:
-        """label_weight * -log softmax(z)_y, 0 where the label is ignored; at temperature 1."""
-        log_q = torch.log_softmax(z, -1)
-        counts = (target != self.ignore_index).to(z.dtype)[:, None] * self.label_weight
-        chosen = target.where(target != self.ignore_index, 0)[:, None]
-        values = -(log_q.gather(-1, chosen) * counts).squeeze(-1)
-        if not slope:
-            return values, None
-        return values, log_q.exp_().scatter_add_(-1, chosen, torch.full_like(counts, -1)).mul_(counts)
+            z.mul_(capped.div_(self.student.softcap).square_().neg_().add_(1))
+        if self.student.scale != 1:
+            z.mul_(self.student.scale)
+        if weight is not None:
+            values = values * weight
+        for factor in (weight, upstream):
+            if factor is not None:
+                z.mul_(factor[:, None])
+        return values
 
 
 class Fused(torch.autograd.Function):
