@@ -82,7 +82,7 @@ class Codec:
         while low < high:
             middle = (low + high + 1) // 2
             tried = replace(codec, price=2.0 ** (-middle / 16))
-            if len(tried._pack(kept)) <= size * len(logits):
+            if len(tried._pack(kept)) <= size * len(kept.rest):
                 low = middle
             else:
                 high = middle - 1

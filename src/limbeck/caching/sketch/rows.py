@@ -83,8 +83,9 @@ def unpack(samples: Sequence[Bytes], classes: int, most: int, fine: int, sizes: 
     width = low[row] if fine == 0 else low[row] + np.uint8(fine)
     fields = _read([s[b:] for s, b in zip(samples, starts[2])], width, in_sample)
     if fine:
-        levels = (levels << fine) | (fields & ((1 << fine) - 1))
-        fields = fields >> fine
+        shift = np.uint32(fine)
+        levels = levels << shift | fields & np.uint32((1 << fine) - 1)
+        fields = fields >> shift
         width = width - np.uint8(fine)
     # sums wrap around at 2^32, differences within a row do not
     upto = np.cumsum((high.astype(np.uint32) << width) + fields + np.uint32(1), dtype=np.uint32)

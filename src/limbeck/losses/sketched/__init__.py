@@ -175,8 +175,9 @@ def compare(
     target, tokens = options.get("target"), teacher.shape[:-1]
     if target is not None and target.shape != tokens:
         raise RecipeError(f"labels have shape {list(target.shape)}; needed is one for every token, {list(tokens)}.")
-    take = _fused if isinstance(student, Projection) else _whole
-    return take(loss, student, teacher, tail, **options)  # type: ignore[operator]
+    if isinstance(student, Projection):
+        return _fused(loss, student, teacher, tail, **options)
+    return _whole(loss, student, teacher, tail, **options)
 
 
 def _cross_entropy(student: Float[Tensor, "tokens buckets"], teacher: Float[Tensor, "tokens buckets"]) -> Values:
