@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -26,19 +27,30 @@ def ece(logits: Float[Tensor, "batch classes"], target: Int[Tensor, "batch"], *,
     Bins are of equal width in the confidence (largest softmax probability); 1 belongs to the last bin.
     Source: Guo et al. 2017, "On calibration of modern neural networks", eq. 3 and 5.
     """
-    found = [b for b in reliability(logits, target, bins=bins) if b.count]
-    return sum(b.count * abs(b.accuracy - b.confidence) for b in found) / max(sum(b.count for b in found), 1)
+    return gap(reliability(logits, target, bins=bins))
 
 
 def reliability(logits: Float[Tensor, "batch classes"], target: Int[Tensor, "batch"], *, bins: int = 15) -> list[Bin]:
     """The bins of `ece`, empty ones included (their confidence and accuracy are nan)."""
     confidence, predicted = _probabilities(logits).max(1)
+    return binned(confidence, predicted.eq(target), bins=bins)
+
+
+def binned(confidence: Float[Tensor, "samples"], right: Bool[Tensor, "samples"], *, bins: int = 15) -> list[Bin]:
+    """The bins of predictions by how sure each was, in [0, 1], and whether it was right; in double precision."""
     inner = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=confidence.device)[1:-1]
+    confidence = confidence.double()
     place = torch.bucketize(confidence, inner, right=True)
     count = place.bincount(minlength=bins)
-    right = place.bincount(predicted.eq(target).double(), minlength=bins) / count
+    share = place.bincount(right.double(), minlength=bins) / count
     mean = place.bincount(confidence, minlength=bins) / count
-    return [Bin(i / bins, (i + 1) / bins, int(count[i]), mean[i].item(), right[i].item()) for i in range(bins)]
+    return [Bin(i / bins, (i + 1) / bins, int(count[i]), mean[i].item(), share[i].item()) for i in range(bins)]
+
+
+def gap(found: Iterable[Bin]) -> float:
+    """Sum over bins of count / N * |accuracy - confidence|; 0 of no samples at all."""
+    filled = [b for b in found if b.count]
+    return sum(b.count * abs(b.accuracy - b.confidence) for b in filled) / max(sum(b.count for b in filled), 1)
 
 
 def brier(logits: Float[Tensor, "batch classes"], target: Int[Tensor, "batch"]) -> float:

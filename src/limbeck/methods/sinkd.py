@@ -36,7 +36,7 @@ class SinKD(Transfer):
     card = Card(
         "sinkd",
         summary="The student's distributions are moved onto the teacher's, sample against sample, at the least cost.",
-        paper="Cui, Qin, Gao, Zhang, Xu, Wu, Li, Sun, Zhou, Li: Sinkhorn Distance Minimization for Knowledge Distillation, COLING 2024, arXiv 2402.17110",
+        paper="Cui et al.: Sinkhorn Distance Minimization for Knowledge Distillation, COLING 2024, arXiv 2402.17110",
         use_when="classification where student and teacher overlap little, so that KL says little; beside kd",
         cost="as kd; n^2 distances over the classes and 20 passes over an n x n matrix; of language models `tokens` x vocabulary per text",
     )
