@@ -3,10 +3,15 @@
     python benchmarks/linear_divergence.py [--out benchmarks/results/linear-divergence.json]
 
 Every side gets the same hidden states and heads and gives the mean loss over tokens and the gradients in the student's
-hidden states and head. Sides take turns within one process; a figure is the median over rounds of the ratio to the plain
-KL of that round. Memory is the peak above the inputs in a fresh process per side (CPU: resident set; GPU: allocated),
-the gradients included. Other tools' formulas are written here from their descriptions, in plain torch: `chunked autograd`
-asks autograd for every chunk of 1024 tokens (Liger's chunked losses), `stacked mixture` is TRL's generalised JSD.
+hidden states and head. Sides take turns within one process; figures are the median, the smallest and the largest over
+rounds of the ratio to the plain KL of that round, by elapsed time and by the time of all threads (which other programs
+disturb less, with OMP_WAIT_POLICY=passive), and the ratio of the smallest times. Memory is the peak above the inputs in a
+fresh process per side (CPU: resident set; GPU: allocated), the gradients included.
+
+`plain kl` frees what it can; `held kl` is the same with the logits of both models held by a name, as in a training loop that
+calls two models. Formulas of other tools are written here from their descriptions, in plain torch: `chunked autograd` asks
+autograd for every chunk of 1024 tokens, `trl jsd` is TRL's generalised JSD. Where `liger_kernel` can be imported, its own
+chunked loss takes part (not compiled): `liger kl` with beta = 0 and `liger jsd` with 0.5.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import platform
 import re
 import statistics
@@ -32,6 +38,11 @@ from torch import Tensor
 from limbeck import losses
 from limbeck.losses import linear
 from limbeck.signals import Projection
+
+try:
+    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+except ImportError:
+    LigerFusedLinearJSDLoss = None
 
 Pair = tuple[Projection, Projection]
 
@@ -60,12 +71,31 @@ def by_limbeck(student: Projection, teacher: Projection) -> None:
     losses.kl(student.materialise(), teacher.materialise()).mean().backward()
 
 
-def stacked_mixture(student: Projection, teacher: Projection, beta: float = 0.5) -> None:
-    """Generalised JSD over the whole matrix; the mixture is a logsumexp of both, stacked."""
-    log_q, log_p = log_probabilities(student, teacher)
+def held(student: Projection, teacher: Projection) -> None:
+    """The whole matrix and autograd, with logits that somebody else holds."""
+    logits = student.materialise()
+    with torch.no_grad():
+        others = teacher.materialise()
+    loss = relative_entropy(logits.log_softmax(-1), others.log_softmax(-1))
+    (loss / len(logits)).backward()
+
+
+def trl(student: Projection, teacher: Projection, beta: float = 0.5, temperature: float = 1.0) -> None:
+    """TRL's generalised JSD over held logits; the mixture is a logsumexp of both, stacked."""
+    logits = student.materialise()
+    with torch.no_grad():
+        others = teacher.materialise()
+    log_q, log_p = (x.div(temperature).log_softmax(-1) for x in (logits, others))
     log_m = torch.logsumexp(torch.stack([log_q + math.log1p(-beta), log_p + math.log(beta)]), dim=0)
     to_p, to_q = (F.kl_div(log_m, side, log_target=True, reduction="none") for side in (log_p, log_q))
-    ((beta * to_p + (1 - beta) * to_q).sum() / len(log_q)).backward()
+    ((beta * to_p + (1 - beta) * to_q).sum() / len(logits)).backward()
+
+
+def liger(student: Projection, teacher: Projection, beta: float) -> None:
+    """Liger's own, without labels."""
+    loss = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=beta, compiled=False)
+    every = torch.zeros(len(student.hidden), dtype=torch.int64, device=student.hidden.device)
+    loss(student.hidden, student.weight, teacher.hidden, teacher.weight, every).backward()
 
 
 def chunked_autograd(student: Projection, teacher: Projection, chunk: int = 1024) -> None:
@@ -93,14 +123,17 @@ SIDES: dict[str, Callable[..., None]] = {
     "plain kl": plain,
     "plain reverse kl": partial(plain, reverse=True),
     "losses.kl": by_limbeck,
-    "stacked mixture": stacked_mixture,
+    "held kl": held,
+    "trl jsd": trl,
     "chunked autograd": chunked_autograd,
     **{
         f"ours {name.replace('_', ' ')}": partial(ours, form=getattr(linear, name))
         for name in ("kl", "reverse_kl", "js")
     },
-    **{f"ours kl, budget {m} MB": partial(ours, form=linear.kl, budget=m * 2**20) for m in (28, 56, 224)},
+    **{f"ours kl, budget {m} MB": partial(ours, form=linear.kl, budget=m * 2**20) for m in (32, 64, 256)},
 }
+if LigerFusedLinearJSDLoss is not None:
+    SIDES |= {"liger kl": partial(liger, beta=0.0), "liger jsd": partial(liger, beta=0.5)}
 
 
 def inputs(size: argparse.Namespace, tokens: int) -> Pair:
@@ -149,22 +182,29 @@ def _resident(what: str) -> float:
     return float(found[1]) * 1024
 
 
-def times(names: list[str], size: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Medians over rounds, the sides in turn and every other round backwards."""
+def times(names: list[str], size: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Over rounds, the sides in turn and every other round backwards."""
     pair = inputs(size, size.tokens)
     rounds = [
         {name: step(name, pair) for name in (names if turn % 2 else names[::-1])} for turn in range(size.rounds + 1)
     ][1:]
-    base = names[0]
-    return {
-        name: {
-            "seconds": statistics.median(r[name][0] for r in rounds),
-            "seconds_of_all_threads": statistics.median(r[name][1] for r in rounds),
-            "of_plain_kl": statistics.median(r[name][0] / r[base][0] for r in rounds),
-            "of_plain_kl_by_threads": statistics.median(r[name][1] / r[base][1] for r in rounds),
+    return {name: figures(rounds, name, names[0]) for name in names}
+
+
+def figures(rounds: list[dict[str, tuple[float, float]]], name: str, base: str) -> dict[str, Any]:
+    """Of one side: seconds, and its ratio to another round by round, by elapsed time and by that of all threads."""
+    found: dict[str, Any] = {}
+    for i, what in enumerate(("elapsed", "threads")):
+        own, other = ([r[side][i] for r in rounds] for side in (name, base))
+        ratios = sorted(a / b for a, b in zip(own, other))
+        found[what] = {
+            "seconds": statistics.median(own),
+            "of_plain_kl": statistics.median(ratios),
+            "least": ratios[0],
+            "most": ratios[-1],
+            "of_smallest": min(own) / min(other),
         }
-        for name in names
-    }
+    return found
 
 
 def main() -> None:
@@ -175,7 +215,7 @@ def main() -> None:
         "classes": 32000,
         "student": 256,
         "teacher": 512,
-        "rounds": 3,
+        "rounds": 7,
         "threads": 2,
     }
     for name, value in numbers.items():
@@ -197,11 +237,17 @@ def main() -> None:
     }
     found: dict[str, Any] = {name: {**row, "peak_mb": memory[name]} for name, row in times(size.sides, size).items()}
     for name, row in found.items():
-        print(
-            f"{name:24}{row['of_plain_kl']:6.2f} x  {row['of_plain_kl_by_threads']:6.2f} x threads {row['seconds']:7.3f} s {row['peak_mb']:8.0f} MB"
+        spans = "  ".join(
+            f"{r['of_plain_kl']:.2f} ({r['least']:.2f}-{r['most']:.2f}; {r['of_smallest']:.2f})"
+            for r in (row["elapsed"], row["threads"])
         )
+        print(f"{name:22}{spans}  {row['elapsed']['seconds']:6.2f} s {row['peak_mb']:6.0f} MB", flush=True)
     if size.out:
-        machine = {"torch": torch.__version__, "processor": platform.processor() or platform.machine()}
+        machine = {
+            "torch": torch.__version__,
+            "load": os.getloadavg()[0],
+            "processor": platform.processor() or platform.machine(),
+        }
         setting = {
             k: str(v) if isinstance(v, Path) else v
             for k, v in vars(size).items()

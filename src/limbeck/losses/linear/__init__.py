@@ -237,15 +237,13 @@ def compare(
     counted = None if mask is None else aligned(mask.bool(), tokens, "mask").expand(tokens)
     if budget is None and tokens.numel() * size <= SMALL:
         z = _product(student, size, counted)
-        how = {"mask": counted, "weight": weight}
-        values = (
-            z.new_zeros(())
-            if target is None
-            else label_weight * plain_cross_entropy(z, target, ignore_index=ignore_index, **how)
-        )
+        values = z.new_zeros(())
+        if target is not None:
+            own = plain_cross_entropy(z, target, ignore_index=ignore_index, mask=counted, weight=weight)
+            values = label_weight * own
         if loss is not None and teacher is not None:
             t = _product(teacher, size, counted).detach().to(widened(z).dtype)
-            values = values + loss(z, t, temperature=temperature, scale=scale, **how)
+            values = values + loss(z, t, temperature=temperature, scale=scale, mask=counted, weight=weight)
         return values
     outside = weight is not None and weight.requires_grad  # a weight that is learnt gets its gradient from autograd
     dtype = _product_dtype(student)
