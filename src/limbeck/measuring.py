@@ -85,7 +85,7 @@ def evaluate(
     task = recipe.build_task(found)
     refuse_other_classes(student, found, task)
     chosen = list(checks) if checks is not None else [c["use"] for c in recipe.evaluate_choices()]
-    teacher = recipe.build_teacher() if of == "teacher" or {"fidelity", "writing"} & {*chosen} else None
+    teacher = recipe.build_teacher() if of == "teacher" or {"fidelity", "writing", "speculative"} & {*chosen} else None
     if teacher is None and of == "teacher":
         raise RecipeError(f"{place} has no teacher to measure.")
     once = validate.batches(found[split], 256, World())

@@ -16,12 +16,13 @@ from limbeck.engine.validate import Batches, outputs_of
 from limbeck.errors import RecipeError, nearest
 from limbeck.evaluation import calibration, fidelity, memory, quality, speed
 from limbeck.evaluation.missing import missing
+from limbeck.evaluation.speculative import fits, speculative
 from limbeck.evaluation.writing import Written, writing
 from limbeck.tasks import LANGUAGE, Task
 from limbeck.teachers.mixture import Mixture
 from limbeck.views import View
 
-CHECKS = ("quality", "fidelity", "calibration", "speed", "missing", "writing")
+CHECKS = ("quality", "fidelity", "calibration", "speed", "missing", "writing", "speculative")
 OPTIONS = ("batch_size", "repeats")
 LATER = ("robustness", "search", "fid", "judge", "clip-score")
 
@@ -55,7 +56,8 @@ def measure(
         once: goes over the split once.
         checks: names from `CHECKS`; quality, calibration and (with `against`) fidelity cost next to nothing.
         against: the teacher's answers on the same rows.
-        judge: who says how likely it is what the check `writing` let the actor write: the teacher.
+        judge: the teacher, who says how likely it is what the check `writing` let the actor write, and for whom the actor
+            drafts in the check `speculative`.
         time_it: measure the latency of one sample too.
         options: of the check `speed`: `batch_size` (32) and `repeats` (20).
 
@@ -82,6 +84,8 @@ def measure(
     if "writing" in checks and task.name in LANGUAGE and not actor.stored:
         measured.written = writing(actor, once, task, judge=None if judge is None or judge.stored else judge)
         figures |= measured.written.figures
+    if "speculative" in checks and task.name in LANGUAGE and judge is not None and fits(actor, judge):
+        figures |= speculative(actor, judge, once, world=world)
     how: Any = getattr(actor.model, "sampling", None)
     if task.name == "generation" and how is not None:
         figures["evaluations"] = how.evaluations

@@ -69,6 +69,24 @@ FIGURES = {
     "distinct_2": Word("distinct pairs", True, True, "different pairs of tokens among all it wrote"),
     "distinct_3": Word("distinct triples", True, True, "different runs of three tokens among all it wrote"),
     "judged_nll": Word("surprise of the teacher", False, False, "at what it wrote, in nats per token"),
+    "acceptance": Word(
+        "acceptance", True, True, "how probably the teacher keeps a token that it proposes, over held-out text"
+    ),
+    "greedy_acceptance": Word(
+        "greedy acceptance", True, True, "how often its most probable token is the teacher’s, over held-out text"
+    ),
+    "accepted": Word(
+        "proposals accepted", True, True, "share that the teacher kept while both wrote, at temperature 1"
+    ),
+    "block_efficiency": Word(
+        "tokens per call", False, True, "tokens that one call of the teacher wrote, with 4 proposals"
+    ),
+    "speedup": Word("speed-up", False, True, "of the teacher’s writing with it as a draft, at temperature 1"),
+    "greedy_accepted": Word("proposals accepted, greedy", True, True, "share that the teacher kept while both wrote"),
+    "greedy_block_efficiency": Word(
+        "tokens per call, greedy", False, True, "with 4 proposals to each call of the teacher"
+    ),
+    "greedy_speedup": Word("speed-up, greedy", False, True, "of the teacher’s greedy writing with it as a draft"),
     "pixel_accuracy": Word("pixel accuracy", True, True, "share of pixels whose class is right"),
 }
 
