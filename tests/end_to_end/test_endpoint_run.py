@@ -91,6 +91,22 @@ def test_a_server_that_dies_costs_nothing_that_was_paid(project):
         assert len(fake.asked) == ROWS
 
 
+def test_a_cache_a_plan_and_a_run_pay_once(project):
+    with served(says=says) as fake:
+        (project / "far.yaml").write_text(RECIPE.format(address=fake.address))
+        limbeck.cache("far.yaml", out="kept")
+        assert len(fake.asked) == ROWS
+        limbeck.plan("far.yaml")
+        limbeck.distill("far.yaml", out="runs/one")
+        run = limbeck.distill("far.yaml", out="runs/two", teacher="kept")
+        assert len(fake.asked) == ROWS
+        assert run.result["teacher"]["metric"] == 1.0
+        assert not (project / "runs" / "far").exists()
+        with pytest.raises(Stopped, match=r"limit\.usd=1 is reached"):
+            limbeck.cache("far.yaml", "limit.usd=1", "teacher.prompt='Now {x}, which is {label}?'", out="runs/other")
+        assert len(fake.asked) < ROWS + 40
+
+
 def test_the_command_line_says_it_in_a_sentence(project, cli):
     with served(troubles=[500] * 200) as fake:
         (project / "far.yaml").write_text(RECIPE.format(address=fake.address))

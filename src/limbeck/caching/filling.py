@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import torch
 from torch import nn
 
-from limbeck import __version__, layers
+from limbeck import __version__, layers, spending
 from limbeck.actors import Teacher
 from limbeck.caching import form, packing, wanted
 from limbeck.caching.asking import Asker, drawn
@@ -62,7 +63,7 @@ def cache(
     """
     resolved = _resolve(recipe, settings, dict(keys))
     world, observer, folder = World.here(), observer or Silent(), Path(out)
-    teacher, data, header, said = prepare(resolved, world)
+    teacher, data, header, said = prepare(resolved, world, folder)
     for sentence in [*data.notices, *resolved.notices, *said] if world.main else []:
         observer.say(sentence)
     with ExitStack() as held:
@@ -88,7 +89,7 @@ def cache(
     return Stored(folder, label_map=teacher.label_map)
 
 
-def prepare(recipe: Recipe, world: World) -> tuple[Teacher, Data, dict[str, Any], list[str]]:
+def prepare(recipe: Recipe, world: World, folder: Path) -> tuple[Teacher, Data, dict[str, Any], list[str]]:
     """The teacher, ready to be asked; the data; what will be asked, as `cache.json` says it; and sentences about it."""
     data = recipe.build_data()
     teacher = recipe.build_teacher()
@@ -98,6 +99,7 @@ def prepare(recipe: Recipe, world: World) -> tuple[Teacher, Data, dict[str, Any]
         raise RecipeError(
             "the teacher is a cache itself: its answers are stored already. Give the teacher that was asked."
         )
+    spending.watch(teacher, folder, recipe.limit.usd, main=False)
     for member in teacher.members.values():
         member.look_at(data.columns).check(list(data.columns), member.whose, data.source)
         member.model.to(world.device).eval()
@@ -120,7 +122,8 @@ def prepare(recipe: Recipe, world: World) -> tuple[Teacher, Data, dict[str, Any]
     views = {"count": keys.views, "seed": recipe.seed} if random else None
     train = recipe.train
     size = train.micro_batch if isinstance(train.micro_batch, int) else train.batch_size
-    row = sum(_bytes(packings[name], values[name], own) for name in names) + 8
+    sizes: list[int] = [_bytes(packings[name], values[name], own) for name in names]
+    row = sum(sizes) + 8
     passes: list[dict[str, Any]] = [
         {"split": name, "view": view, "rows": len(data[name])}
         for name in splits
@@ -215,7 +218,7 @@ def _whole(value: Any) -> Any:
     return value.materialise() if isinstance(value, Projection) else value
 
 
-def _bytes(how: packing.Packing, value: Any, batch: dict[str, Any]) -> int:
+def _bytes(how: packing.Packing, value: Any, batch: Mapping[str, Any]) -> int:
     """Of a sample, where one more or less like those of the batch."""
     if isinstance(
         how, packing.Tokens

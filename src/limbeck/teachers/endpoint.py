@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
-import math
 import string
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -21,7 +19,7 @@ from limbeck.language.tokens import Tokens
 from limbeck.signals import Place, Signals
 from limbeck.sketches import Sketch
 from limbeck.sources import Source
-from limbeck.teachers import naming
+from limbeck.teachers import naming, sketching
 from limbeck.teachers.asking import EndpointError, Price, Server
 from limbeck.teachers.journal import NAME, Journal, key_of
 from limbeck.views import View
@@ -56,7 +54,8 @@ class Endpoint(Teacher):
         unknown: what to do with an answer that names no label, or several: `refuse`, or take all labels as equally likely.
         concurrency: how many questions are under way at once.
         timeout, tries: seconds for one answer; how often one question is asked in all before the run stops.
-        journal: the file of answers; default `answers.jsonl`, which a run keeps beside its folder.
+        journal: the file of answers; default `answers-MODEL-SERVER.jsonl`, beside the folders of runs and caches (where
+            there is none: in the current folder), so that all of them share it.
 
     Raises:
         RecipeError: options that do not fit together.
@@ -145,8 +144,15 @@ class Endpoint(Teacher):
     def journal(self) -> Journal:
         """Where the answers are."""
         if self._journal is None:
-            self._journal = Journal(NAME)
+            self._journal = Journal(self._file)
         return self._journal
+
+    @property
+    def _file(self) -> str:
+        """What the file is called that several runs share: by model and server."""
+        mark = hashlib.sha256(self.server.endpoint.encode()).hexdigest()[:8]
+        name = "".join(c if c.isalnum() or c in "-." else "-" for c in self.server.model)
+        return f"answers-{name}-{mark}.jsonl"
 
     @property
     def spent(self) -> float:
@@ -181,22 +187,23 @@ class Endpoint(Teacher):
     def keep_in(self, folder: Path, *, main: bool = True) -> None:
         """Keep the answers beside this run's folder, for all runs there, and link them into it as `answers.jsonl`.
 
-        A run that was moved brings the answers in its folder along. `main`: whether this process writes files. Where a
-        journal was named, that is the one, and only the costs are counted for this run.
+        A run that was moved brings the answers in its folder along, and those in the current folder (which somebody got
+        without a run) are taken over. `main`: whether this process writes files. Where a journal was named, that is the
+        one, and only the costs are counted for this run.
         """
         self._run = str(folder.resolve())
         if self._given["journal"] is not None:
             return
-        mark = hashlib.sha256(self.server.endpoint.encode()).hexdigest()[:8]
-        name = "".join(c if c.isalnum() or c in "-." else "-" for c in self.server.model)
-        shared, own = folder.resolve().parent / f"answers-{name}-{mark}.jsonl", folder / NAME
+        shared, own = folder.resolve().parent / self._file, folder / NAME
         self._journal = Journal(shared)
+        for other in (Path(self._file), own):
+            if other.exists() and not (shared.exists() and other.samefile(shared)):
+                self._journal.absorb(other)
         if not main:
             return
         folder.mkdir(parents=True, exist_ok=True)
         shared.touch()
         if own.exists() and not own.samefile(shared):
-            self._journal.absorb(own)
             own.unlink()
         if not own.exists():
             own.hardlink_to(shared)
@@ -277,26 +284,18 @@ class Endpoint(Teacher):
         """Each row (of a packed one each document) is a question; positions behind its end stand for nothing known."""
         ids, mask = self._tokens_of(batch)
         segment = batch.get("segment")
-        spans = list(_spans(mask if segment is None or self._own_columns else segment + 1))
+        spans = sketching.spans(mask if segment is None or self._own_columns else segment + 1)
         texts = [ids[row, start:end].tolist() for row, start, end in spans]
         asked = [
             {"model": self.server.model, "ids": text, "top_logprobs": min(self.top, self.classes)} for text in texts
         ]
         answers = self._ask(asked, lambda q: self.server.continuations(q["ids"], q["top_logprobs"]))
-        wide = max((len(known) for answer in answers for known in answer["ids"]), default=1)
-        known = torch.zeros(*ids.shape, wide, dtype=torch.int64)
-        log_probs = torch.full((*ids.shape, wide), -torch.inf, dtype=torch.float64)
-        for (row, start, end), answer in zip(spans, answers):
-            known[row, start:end] = _padded(answer["ids"], wide, 0)
-            log_probs[row, start:end] = _padded(answer["log_probs"], wide, -math.inf)
-        if int(known.max()) >= self.classes:
+        sketch = sketching.sketch(ids.shape, spans, answers, self.classes)
+        if sketch.ids.numel() and int(sketch.ids.max()) >= self.classes:
             raise RecipeError(
-                f"{self.server.model} knows a token {int(known.max())}, and teacher.classes (or the tokenizer) says that there are {self.classes}."
+                f"{self.server.model} knows a token {int(sketch.ids.max())}, and teacher.classes (or the tokenizer) says that there are {self.classes}."
             )
-        whole = (log_probs > -torch.inf).sum(-1) == self.classes
-        rest = torch.log1p(-log_probs.exp().sum(-1).clamp(max=1)).masked_fill(whole, -torch.inf)
-        place = batch_device(batch)
-        return Sketch(known.to(place), log_probs.float().to(place), rest.float().to(place), self.classes)
+        return sketch.to(batch_device(batch))
 
     def _said(self, batch: Batch) -> Float[Tensor, "batch labels"]:
         """One label per sample, as logits."""
@@ -418,20 +417,3 @@ def _fields(template: str) -> list[str]:
 
 def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-
-
-def _spans(mark: Tensor) -> Iterable[tuple[int, int, int]]:
-    """Row, start and end of every run of the same value above zero."""
-    for row, values in enumerate(mark.tolist()):
-        start = 0
-        for value, run in itertools.groupby(values):
-            end = start + len(list(run))
-            if value > 0:
-                yield row, start, end
-            start = end
-
-
-def _padded(rows: list[list[Any]], wide: int, fill: Any) -> Tensor:
-    return torch.tensor(
-        [[*row, *[fill] * (wide - len(row))] for row in rows], dtype=torch.int64 if fill == 0 else torch.float64
-    )
