@@ -40,7 +40,7 @@ Logits = Float[Tensor, "tokens classes"] | Projection
 _LEAST = 20.0  # nats below the most probable class: what is less likely belongs to the rest
 _NO_TAIL = -(2**15)
 MOST = 512
-"""How many classes of a token are kept at most where their number is free."""
+"""How many classes of a token are kept at most where their number is free (four times as many above 250 bytes)."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Codec:
         Prices go in steps of a sixteenth of an octave, so that small differences between machines do not show.
         """
         low, high = 32, 16 * 24  # 2^-2 to 2^-24 nats for a bit; the more expensive, the fewer bytes
-        codec = cls(logits.shape[-1], min(MOST, logits.shape[-1]))
+        codec = cls(logits.shape[-1], min(MOST if size <= 250 else 4 * MOST, logits.shape[-1]))
         kept = codec._kept(logits)
         while low < high:
             middle = (low + high + 1) // 2
