@@ -1,0 +1,27 @@
+"""How likely a step of a sampler was, and which of two samples is preferred."""
+
+from __future__ import annotations
+
+import math
+
+from jaxtyping import Float
+from torch import Tensor
+
+from limbeck.diffusion.noise import wide
+from limbeck.losses.scores import per_sample
+
+Values = Float[Tensor, "batch ..."]
+PerSample = Float[Tensor, "batch"]
+
+
+def log_density(x: Values, mean: Values, sigma: PerSample) -> PerSample:
+    """log N(x; mean, sigma^2 I), over the number of dimensions."""
+    s = wide(sigma, x)
+    return per_sample(-((x - mean) / s).square() / 2 - s.log() - math.log(2 * math.pi) / 2)
+
+
+def dominates(a: Float[Tensor, "batch *rewards"], b: Float[Tensor, "batch *rewards"]) -> PerSample:
+    """1 where `a` is at least as good in every reward and better in one, -1 where `b` is, 0 otherwise (Pareto)."""
+    a, b = (r.unsqueeze(1) if r.dim() == 1 else r for r in (a.float(), b.float()))
+    won, lost = (((p >= q).all(1) & (p > q).any(1)).float() for p, q in ((a, b), (b, a)))
+    return won - lost
