@@ -49,6 +49,7 @@ class Actor:
 
     whose = "model"
     stored = False  # whether answers come from a store: nothing is computed, so there is nothing to time or to change
+    far = False  # whether they come over the network: what takes time is not the network of the model
 
     def __init__(
         self,
@@ -81,7 +82,10 @@ class Actor:
         self._tokenizer: Tokens | None = None
         self._handles: dict[str, RemovableHandle] = {}
         self._modules: list[nn.Module] | None = None
-        for name, path in (taps or loaded.taps or {}).items():
+        places = dict(taps or loaded.taps or {})
+        if loaded.head is not None:  # what the head is given is listened to, whatever else the user names
+            places.setdefault(loaded.head.hidden, loaded.taps[loaded.head.hidden])
+        for name, path in places.items():
             self.tap(name, path)
 
     def __repr__(self) -> str:

@@ -352,7 +352,7 @@ def look_at_method(name: str) -> Look:
             console.print(shown)
         if measured:
             console.print(
-                "\nmeasured (difference in the metric, 95 % over seeds; docs/evidence.md has the whole)",
+                "\nmeasured (difference in the metric, above zero is better, 95 % over seeds; docs/evidence.md has the whole)",
                 highlight=False,
             )
             told = Table("data", "as", "minus", "difference", "seeds", box=None)

@@ -188,6 +188,7 @@ class Term:
         self.mask, self.bridge, self.scope = mask, bridge, scope
         self.name: str = name or str(getattr(self.function, "__name__", type(self.function).__name__))
         self.options = options
+        self.around: Callable[[Callable[..., Tensor]], Callable[..., Tensor]] | None = None  # who watches its calls
         takes = inspect.signature(self.function).parameters
         self.wants_target, self.wants_progress = "target" in takes, "progress" in takes
         self.takes_mask = "mask" in takes and scope != "batch"
@@ -197,6 +198,10 @@ class Term:
             raise RecipeError(
                 f"unknown key '{unknown[0]}' of {self.name}. {nearest(unknown[0], [t for t in takes if t not in ('student', 'teacher')])}"
             )
+
+    def call(self, form: Callable[..., Tensor] | None = None) -> Callable[..., Tensor]:
+        """What is called: the loss function, or a form of it that reads signals as they are."""
+        return (form or self.function) if self.around is None else self.around(form or self.function)
 
 
 class Objective(nn.Module):
@@ -337,7 +342,7 @@ class Objective(nn.Module):
                 tensors["target"] = batch[self.target]
             if term.mask:
                 tensors["mask"] = counted(batch, term.mask)
-            call = term.function
+            call = term.call()
             return Loss.batch(
                 term.name, lambda student, teacher, **more: call(student, teacher, **more, **options), **tensors
             )
@@ -346,7 +351,7 @@ class Objective(nn.Module):
         mask = counted(batch, term.mask) if term.mask else None
         if term.takes_mask and mask is not None:
             options["mask"] = mask
-        values = (fused or term.function)(ours, theirs, **options)
+        values = term.call(fused)(ours, theirs, **options)
         if values.dim() == 0:
             raise RecipeError(one_number(term.name))
         if (

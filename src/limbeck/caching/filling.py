@@ -99,6 +99,11 @@ def prepare(recipe: Recipe, world: World, folder: Path) -> tuple[Teacher, Data, 
         raise RecipeError(
             "the teacher is a cache itself: its answers are stored already. Give the teacher that was asked."
         )
+    if any(member.sketches for member in teacher.members.values()):
+        raise RecipeError(
+            "this teacher is asked over the network, and every answer is kept already (answers-*.jsonl beside the run folders): "
+            "nothing is asked or paid twice. Use it as the teacher; a cache would hold the same answers"
+        )
     spending.watch(teacher, folder, recipe.limit.usd, main=False)
     for member in teacher.members.values():
         member.look_at(data.columns).check(list(data.columns), member.whose, data.source)

@@ -99,7 +99,7 @@ def measure(
         "latency_ms": None,
         "figures": figures,
     }
-    if time_it and not actor.stored:
+    if time_it and not actor.stored and not actor.far:
         measured.entry["latency_ms"] = latency(actor, once)
         if "speed" in checks:
             measured.entry["speed"] = cost(actor, once, **options)

@@ -6,6 +6,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -93,7 +94,7 @@ def count_terms(clock: Clock, method: nn.Module) -> None:
     """Count every term of the method's objectives under `term NAME` from now on."""
     for module in method.modules():
         for term in module.terms if isinstance(module, Objective) else ():
-            term.function = clock.wrapped(f"term {term.name}", term.function)
+            term.around = partial(clock.wrapped, f"term {term.name}")
 
 
 class Alive(TorchDispatchMode):

@@ -61,6 +61,8 @@ class Endpoint(Teacher):
         RecipeError: options that do not fit together.
     """
 
+    far = True
+
     def __init__(
         self,
         endpoint: str,
@@ -86,6 +88,7 @@ class Endpoint(Teacher):
         self.prompt, self.price, self.top, self.unknown = prompt, Price.of(price), top_logprobs, unknown
         self.concurrency, self.certainty, self.label_map = concurrency, certainty, label_map
         self._check(prompt, certainty)
+        self.sketches = prompt is None
         self._classes = classes
         self._ids: dict[str, int | None] | None = None
         self.server = Server(endpoint, model, timeout, tries, self._id if tokenizer is not None else None)

@@ -102,3 +102,11 @@ def test_packed_documents_do_not_see_each_other(attention):
     together = student(packed)["logits"].materialise()[0]
     for row, found in ((first, together[:3]), (second, together[3:])):
         torch.testing.assert_close(student.model(input_ids=row[None]).logits[0], found, rtol=0, atol=1e-5)
+
+
+def test_other_taps_leave_the_head_where_it_was():
+    model = transformers.AutoModelForCausalLM.from_config(CONFIGS["llama"])
+    student = Student(model, taps={"first": "model.layers.0"})
+    heard = student(tokens())
+    assert heard["first"].shape == (2, 7, 16)
+    torch.testing.assert_close(heard["logits"].materialise(), model(**tokens()).logits)
