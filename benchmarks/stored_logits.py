@@ -117,7 +117,8 @@ def curve(log_p: Tensor) -> dict[str, Any]:
         }
     points = [one(Codec(CLASSES, 512, price=price), log_p) for price in PRICES]
     found["priced"] = points
-    found["at most 114 bytes"] = one(Codec.for_bytes(log_p, 114), log_p)
+    for size in (114, 400):
+        found[f"at most {size} bytes"] = one(Codec.for_bytes(log_p, size), log_p)
     kl, size = zip(*sorted((np.log(point["kl"]), np.log(point["bytes"])) for point in points))
     within = [most for most in (0.2346, 0.1261, 0.1105, 0.0382) if kl[0] <= np.log(most) <= kl[-1]]
     found["bytes at the loss of"] = {str(most): float(np.exp(np.interp(np.log(most), kl, size))) for most in within}
@@ -228,18 +229,23 @@ def main() -> None:
     take = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     take.add_argument("--rounds", type=int, default=5)
     take.add_argument("--threads", type=int, default=2)
-    take.add_argument("--out", type=Path)
+    take.add_argument("--out", type=Path, help="parts that it holds already and that are not run again stay")
+    take.add_argument("--parts", nargs="*", default=["step", "reading", "stated", "heavier"])
     asked = take.parse_args()
-    found: dict[str, Any] = {"its_own": ITS_OWN}
-    first = stated()
-    found["stated"], found["heavier"] = curve(first), curve(stated(0.2))
-    found["tokens read per second"] = reading(first, asked.rounds)
-    found["step"] = step(asked.rounds, asked.threads)
-    machine = {"torch": torch.__version__, "processor": platform.processor() or platform.machine()}
-    content = json.dumps({"machine": machine, "threads": asked.threads, "rounds": asked.rounds} | found, indent=1)
-    print(content)
-    if asked.out:
-        asked.out.write_text(content + "\n")
+    parts: dict[str, Callable[[], Any]] = {
+        "step": lambda: {"threads": asked.threads} | step(asked.rounds, asked.threads),
+        "reading": lambda: reading(stated(), asked.rounds),
+        "stated": lambda: curve(stated()),
+        "heavier": lambda: curve(stated(0.2)),
+    }
+    found: dict[str, Any] = json.loads(asked.out.read_text()) if asked.out and asked.out.is_file() else {}
+    found["machine"] = {"torch": torch.__version__, "processor": platform.processor() or platform.machine()}
+    found["its_own"] = ITS_OWN
+    for name in asked.parts:
+        found[name] = parts[name]()
+        print(name, json.dumps(found[name], indent=1), flush=True)
+        if asked.out:
+            asked.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
