@@ -97,6 +97,10 @@ def test_other_divergences_are_refused():
         DistillSpec(divergence="adaptive-kl")
 
 
-def test_it_runs_from_a_recipe(tmp_path):
+def test_it_runs_from_a_recipe_and_is_measured_as_a_draft(tmp_path):
     run = distilled({"use": "distillspec", "divergence": "tvd", "max_new_tokens": 8}, tmp_path)
     assert run.result["status"] == "finished"
+    figures = run.evaluate(["speculative"])["figures"]
+    assert 0 < figures["acceptance"] < 1
+    assert 1 <= figures["block_efficiency"] <= 5
+    assert figures["speedup"] > 0

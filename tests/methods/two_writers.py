@@ -12,11 +12,12 @@ from torch import Tensor
 sys.path[:0] = [str(Path(__file__).parents[n] / name) for n, name in ((0, ""), (1, "strain"), (1, "language"))]
 
 from small_models import llama  # noqa: E402
-from writers import SIZE, situation  # noqa: E402
+from writers import SIZE, Speaks, situation  # noqa: E402
 
 from limbeck.engine import random_state, weights  # noqa: E402
 from limbeck.engine.course import Course  # noqa: E402
 from limbeck.engine.processes import World  # noqa: E402
+from limbeck.methods.adaspec import Draft  # noqa: E402
 from limbeck.methods.distillm import DistiLLM  # noqa: E402
 from limbeck.methods.distillm2 import DistiLLM2  # noqa: E402
 from limbeck.methods.minillm import MiniLLM  # noqa: E402
@@ -34,6 +35,12 @@ class Spread(OnPolicy):
         return super().by_student(batch, answers=answers, **changes)
 
 
+def chosen() -> Draft:
+    """A token is chosen among those of the whole step, whichever process has them."""
+    torch.manual_seed(3)
+    return Draft(weights.take(Speaks()))
+
+
 HOW: dict[str, Any] = {"max_new_tokens": 4}
 METHODS = {
     "on-policy": lambda: OnPolicy(student_share=0.6, teacher_share=0.5, **HOW),
@@ -42,6 +49,7 @@ METHODS = {
     "minillm": lambda: MiniLLM(inner_epochs=2, **HOW),
     "distillm": lambda: DistiLLM(start=0.7, increase=0.1, tolerance=0.0, capacity=12, **HOW),
     "distillm-2": lambda: DistiLLM2(curriculum=True, **HOW),
+    "adaspec": chosen,
     "sharded": lambda: Spread(student_share=1.0, **HOW),
 }
 
