@@ -152,3 +152,21 @@ def test_a_mistyped_path_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()
     with pytest.raises(RecipeError, match="no such path here"):
         Teacher("runs/lost")
+
+
+@pytest.mark.parametrize("number", [1, 5])
+def test_a_network_with_another_number_of_layers_lists_the_kinds_of_as_many(number, tmp_path):
+    from transformers import AutoConfig, ModernBertConfig
+
+    from limbeck.models.adapters.of_transformers import build
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
+    ends = {"bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2, "pad_token_id": 0}
+    config = ModernBertConfig(vocab_size=12, architectures=["ModernBertForMaskedLM"], **sizes, **ends)
+    config.save_pretrained(tmp_path / "three")
+    made = build(str(tmp_path / "three"), num_hidden_layers=number)
+    kinds = config.layer_types
+    assert made.config.layer_types == [kinds[i % 3] for i in range(number)]
+    assert len(made.model.layers) == number
+    made.save_pretrained(tmp_path / "made")
+    assert AutoConfig.from_pretrained(tmp_path / "made").num_hidden_layers == number

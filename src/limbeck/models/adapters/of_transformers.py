@@ -14,6 +14,7 @@ from torch import nn
 from limbeck.errors import RecipeError, nearest
 from limbeck.models.adapters import causal
 from limbeck.models.adapters.columns import column_of, last_linear, picture_view
+from limbeck.models.blocks import with_layers
 from limbeck.sources import Source, tokenizer_beside
 
 # What tokenizers and processors are read from; anything else in a folder is somebody's own.
@@ -54,7 +55,10 @@ def build(config: str, *, head: str | None = None, **changes: Any) -> nn.Module:
     """
     transformers = _library("student", config)
     kind = _kind(transformers, config, head, "student")
+    number = changes.pop("num_hidden_layers", None)
     made = transformers.AutoConfig.from_pretrained(config, **changes)
+    if number is not None:  # what the configuration lists layer by layer begins again where there are more layers
+        made = with_layers(made, [i % made.num_hidden_layers for i in range(number)])
     return kind.from_config(made) if kind.__name__.startswith("Auto") else kind(made)
 
 
