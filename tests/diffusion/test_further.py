@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from limbeck.actors import Student
-from limbeck.diffusion.further import give, hear
+from limbeck.diffusion.further import folded, give, hear
 from limbeck.diffusion.network import Plain
 from limbeck.errors import RecipeError
 from limbeck.models.toy import PictureDenoiser, PointDenoiser
@@ -79,6 +79,23 @@ def test_a_copy_is_a_network_of_its_own():
     assert (twin.numbers.values, model.numbers.values) == ({}, {})
     learnt(model)
     torch.testing.assert_close(ask(twin, until=[0.1, 0.2]), ask(model, until=[0.1, 0.2]))
+
+
+def test_folded_the_network_says_without_numbers_what_it_says_with_their_defaults():
+    model = network()
+    hear(model, {"until": 0.3, "scale": 2.0})
+    learnt(model)
+    learnt(model, "scale")
+    twin = copy.deepcopy(model)
+    expected, bias = ask(twin), twin.time.layer.bias.clone()
+    plain = network()
+    with folded(twin):
+        plain.load_state_dict({k: v for k, v in twin.state_dict().items() if not k.startswith("numbers.")})
+    assert torch.equal(twin.time.layer.bias, bias)
+    torch.testing.assert_close(ask(plain), expected)
+    assert not torch.allclose(ask(plain), ask(network()))
+    with folded(plain):  # one that knows no further numbers
+        torch.testing.assert_close(ask(plain), expected)
 
 
 def test_it_learns_with_the_network():

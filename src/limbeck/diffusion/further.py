@@ -6,6 +6,8 @@ that at first it says what it said. A number that nobody gives has its default: 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
@@ -18,7 +20,13 @@ from limbeck.diffusion.network import DiffusionNetwork
 from limbeck.errors import RecipeError
 from limbeck.sources import operate
 
-PLACES = ("time", "network.time_embedding", "network.time_text_embed", "network.adaln_single.emb", "network.time_embed")
+PLACES = (
+    "time",
+    "network.time_embedding",
+    "network.time_text_embed.timestep_embedder",
+    "network.adaln_single.emb.timestep_embedder",
+    "network.time_embed",
+)
 """Where the networks that we know embed their time."""
 
 
@@ -27,9 +35,10 @@ class Numbers(nn.Module):
 
     frequencies: Tensor
 
-    def __init__(self, width: int, features: int = 16) -> None:
+    def __init__(self, last: nn.Linear, features: int = 16) -> None:
         super().__init__()
-        self.width = width
+        self.width = last.out_features
+        self.last = [last]  # in a list: the layer is the network's
         self.register_buffer("frequencies", torch.logspace(-1, 1.5, features), persistent=False)
         self.layers = nn.ModuleDict()
         self.defaults: dict[str, float] = {}
@@ -46,12 +55,17 @@ class Numbers(nn.Module):
 
     def added(self, module: nn.Module, args: Any, output: Float[Tensor, "batch width"]) -> Tensor:
         """A hook: the output with all embeddings."""
-        for name, value in self.values.items():
+        return output + self.embedded(self.values).to(output.dtype) if self.values else output
+
+    def embedded(self, values: Mapping[str, Float[Tensor, "batch"]]) -> Float[Tensor, "batch width"]:
+        """The sum of the embeddings of these numbers."""
+        total: Any = 0
+        for name, value in values.items():
             angles = value.to(self.frequencies).unsqueeze(1) * self.frequencies
             layer: Any = self.layers[name]
             waves = torch.cat([angles.sin(), angles.cos()], 1).to(layer.weight.dtype)
-            output = output + layer(waves).to(output.dtype)
-        return output
+            total = total + layer(waves)
+        return total
 
 
 def hear(model: DiffusionNetwork, defaults: dict[str, float], place: str | None = None) -> None:
@@ -73,11 +87,34 @@ def hear(model: DiffusionNetwork, defaults: dict[str, float], place: str | None 
                 f"the {type(model).__name__} is to be given {', '.join(defaults)} beside the time, and {place or 'no layer that we know'} "
                 "embeds a time there. Set method.place to the path of the layer that does (its output [batch, width] ends in a linear layer)."
             )
-        model.numbers = Numbers(last[-1].out_features).to(last[-1].weight.device)
+        model.numbers = Numbers(last[-1]).to(last[-1].weight.device)
         layers[place].register_forward_hook(model.numbers.added)  # type: ignore[index]
         model.predict = MethodType(_predict, model)  # type: ignore[method-assign]
     for name, default in defaults.items():
         model.numbers.hear(name, default)  # type: ignore[union-attr, operator]
+
+
+@contextmanager
+def folded(model: nn.Module) -> Iterator[None]:
+    """While this lasts, what the defaults add stands in the bias of the layer that embeds the time, for others who know nothing of further numbers.
+
+    So a network that is written to a file of its own (a pipeline) says what the student says by itself. Networks without further
+    numbers are left as they are. Exact where the layer ends in that linear layer.
+    """
+    numbers: Any = getattr(model, "numbers", None)
+    if numbers is None:
+        yield
+        return
+    values = {name: numbers.frequencies.new_full((1,), value) for name, value in numbers.defaults.items()}
+    bias = numbers.last[0].bias
+    with torch.no_grad():
+        before = bias.clone()
+        bias.add_(numbers.embedded(values)[0].to(bias.dtype))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            bias.copy_(before)
 
 
 def give(actor: Actor, defaults: dict[str, float], place: str | None) -> None:

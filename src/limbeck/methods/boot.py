@@ -20,7 +20,6 @@ from limbeck.objectives import Loss
 
 Values = Float[Tensor, "batch ..."]
 Times = Float[Tensor, "batch"]
-UNTIL = "until"
 
 
 def kept(noise: Noise, t: Times, s: Times) -> Times:
@@ -61,7 +60,7 @@ class BOOT(DiffusionMethod):
             raise RecipeError(
                 f"boot.step is {self.step:g}, and the noise begins at a share of {self.start:g}: a step must lie inside. Set method.step to {self.start / 64:g}."
             )
-        give(self.student, {UNTIL: 0.0}, self.place)
+        give(self.student, {"until": 0.0}, self.place)
         super().setup()
 
     def learn(self, batch: Batch, progress: Progress) -> Generator[Update, Outcome, None]:
@@ -94,4 +93,4 @@ class BOOT(DiffusionMethod):
     def arriving(self, share: Times, batch: Batch) -> Values:
         """Y(eps, t): the student's signal at this share of the noise."""
         t, x = self.beginning(batch)
-        return self.generator(x, t, self.given(batch, "student"), **{UNTIL: share}).x0
+        return self.generator(x, t, self.given(batch, "student"), until=share).x0

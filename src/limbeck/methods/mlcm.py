@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -167,8 +167,8 @@ class MLCM(Procedure):
     walk: Annotated[int, Field(ge=1)] = 2
     milestone_walk: Annotated[int, Field(ge=1)] = 3
     states: Literal["teacher", "data"] = "teacher"
-    milestones: dict[str, int] = {"epochs": 1}
-    matching: dict[str, int] = {"epochs": 0}
+    milestones: dict[str, Any] = {"epochs": 1}
+    matching: dict[str, Any] = {"epochs": 0}
 
     def stages(self) -> Generator[Stage, StageResult, None]:
         if self.segments % self.sampling_steps:

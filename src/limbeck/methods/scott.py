@@ -54,8 +54,10 @@ class SCott(LCM):
             self.make_judge()
 
     def trainees(self) -> dict[str, list[nn.Module | nn.Parameter]]:
-        judge = {"judge": [self.critic, self.judge]} if self.gan_weight else {}
-        return super().trainees() | judge
+        players = super().trainees()
+        if self.gan_weight:
+            players["judge"] = [self.critic, self.judge]
+        return players
 
     def begin(self, batch: Batch) -> Batch:
         batch = super().begin(batch)

@@ -21,7 +21,6 @@ from limbeck.objectives import Loss
 
 Values = Float[Tensor, "batch ..."]
 Times = Float[Tensor, "batch"]
-UNTIL = "until"
 
 
 class TwinFlow(DiffusionMethod):
@@ -56,7 +55,7 @@ class TwinFlow(DiffusionMethod):
     place: str | None = None
 
     def setup(self) -> None:
-        give(self.student, {UNTIL: 0.0}, self.place)
+        give(self.student, {"until": 0.0}, self.place)
         super().setup()
         if not isinstance(self.noise, Flow) or self.start != 1:
             raise RecipeError(
@@ -100,7 +99,7 @@ class TwinFlow(DiffusionMethod):
 
     def towards(self, x: Values, t: Times, to: Times, batch: Batch, of: Denoiser | None = None) -> Values:
         """U(x, t, to) of the student, or of another."""
-        return (of or self.generator)(x, t, self.given(batch, "student"), **{UNTIL: to}).velocity
+        return (of or self.generator)(x, t, self.given(batch, "student"), until=to).velocity
 
     def velocity(self, x: Values, t: Times, batch: Batch) -> Values:
         """The velocity to learn."""
@@ -110,7 +109,7 @@ class TwinFlow(DiffusionMethod):
         if not (self.enhance and self.generator.model.guidable):
             return v
         given, nothing = self.given(batch, "student"), torch.ones_like(t, dtype=torch.bool)
-        said, unsaid = (self.follower(x, t, given, drop=drop, **{UNTIL: t}).velocity for drop in (None, nothing))
+        said, unsaid = (self.follower(x, t, given, drop=drop, until=t).velocity for drop in (None, nothing))
         return v + self.enhance * (said - unsaid)
 
     @torch.no_grad()
