@@ -122,7 +122,9 @@ class Problem:
         The products are taken of many tokens, what follows of few, so that a pass finds in a cache what the last one left.
         """
         z = self.student.product(hidden, rooms[0])
-        t = None if self.teacher is None else self.teacher.product(self.teacher_hidden[here], rooms[1])
+        t = None
+        if self.teacher is not None and self.teacher_hidden is not None:
+            t = self.teacher.product(self.teacher_hidden[here], rooms[1])
         columns = [None if c is None else c[here] for c in (self.target, self.weight, upstream)]
         few = range(0, len(z), self.strip)
         cut = [[None] * len(few) if c is None else c.split(self.strip) for c in (z, t, *columns)]
@@ -143,7 +145,8 @@ class Problem:
         if self.teacher is not None and self.form is not None and t is not None:
             self.teacher.shaped(t)
             if self.temperature != 1:
-                z.div_(self.temperature), t.div_(self.temperature)
+                z.div_(self.temperature)
+                t.div_(self.temperature)
             values = values + self.form(z, t).clamp_(min=0) * (self.temperature**2 if self.scale else 1)
             factor = self.temperature if self.scale else 1 / self.temperature
             if factor != 1:
@@ -156,9 +159,9 @@ class Problem:
             z.mul_(self.student.scale)
         if weight is not None:
             values = values * weight
-        for factor in (weight, upstream):
-            if factor is not None:
-                z.mul_(factor[:, None])
+            z.mul_(weight[:, None])
+        if upstream is not None:
+            z.mul_(upstream[:, None])
         return values
 
 
