@@ -3,9 +3,10 @@
     python -m benchmarks.language --packs FOLDER [--sets tinyshakespeare text_domains] [--seeds 0 1 2] [--work FOLDER]
 
 FOLDER holds tinyshakespeare and text_domains (docs of benchmarks/packs.py). The tokenizer is byte-level BPE of 2,048 tokens,
-trained on the training texts. Every student of a seed has the same start weights, texts, steps and learning rate; methods run
-with their published defaults but for what `ARMS` says. Beside bits per byte of the test texts, 64 prompts of the test split are
-continued by every student: the teacher's log-probability of what it writes, and how many of its pairs and triples of tokens are
+trained on the training texts. Every student of a seed goes on from the same student, which has read the texts for 300 steps;
+texts, steps and learning rate are the same for all, and "supervised" reads on without a teacher. Methods run with their
+published defaults but for what `ARMS` says. Beside bits per byte of the test texts, 64 prompts of the test split are continued
+by every student: the teacher's log-probability of what it writes, and how many of its pairs and triples of tokens are
 different. The figures go to benchmarks/evidence/language-SET.json; `python benchmarks/tables.py` makes the page.
 """
 
@@ -32,11 +33,11 @@ LENGTH = 128
 TEACHER = {"hidden_size": 320, "num_hidden_layers": 7, "num_attention_heads": 8}
 STUDENT = {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
 BATCH = 16
-TRAIN: dict[str, Any] = {"batch_size": BATCH, "lr": 2e-3, "warmup": 0.05, "precision": "bf16", "validate_every": 1000}
+TRAIN: dict[str, Any] = {"batch_size": BATCH, "lr": 5e-4, "warmup": 0.05, "precision": "bf16", "validate_every": 1000}
 WRITTEN = ("judged_nll", "distinct_2", "distinct_3", "written_tokens")
 SETS: dict[str, dict[str, Any]] = {
-    "tinyshakespeare": {"teacher": {"epochs": 4}, "steps": 160},
-    "text_domains": {"teacher": {"steps": 500}, "steps": 160},
+    "tinyshakespeare": {"teacher": {"epochs": 4}, "start": {"steps": 300}, "steps": 80, "held_out": 16},
+    "text_domains": {"teacher": {"steps": 500}, "start": {"steps": 300}, "steps": 80, "held_out": 120},
 }
 ROLLOUTS = {"max_new_tokens": 64}
 ARMS: dict[str, Any] = {
@@ -121,10 +122,27 @@ def prepare(name: str, packs: Path, work: Path) -> tuple[dict[str, str], PreTrai
     texts = READERS[name](packs)
     work.mkdir(parents=True, exist_ok=True)
     files = {}
+    most = SETS[name]["held_out"]
     for split, documents in texts.items():
+        documents = documents if split == "train" else documents[:most]
         files[split] = str(work / f"{split}.jsonl")
         Path(files[split]).write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
     return files, tokenizer(texts["train"])
+
+
+def begin(name: str, seed: int, files: dict[str, str], tokens: PreTrainedTokenizerFast, work: Path) -> str:
+    """A student that has read the texts for a while, from which every arm of its seed goes on."""
+    run = limbeck.distill(
+        task="text",
+        data={"path": files, "length": LENGTH},
+        student=new(work / f"student-start-{seed}", tokens, STUDENT, seed),
+        method="supervised",
+        train=TRAIN | {"lr": 2e-3} | SETS[name]["start"],
+        control="none",
+        seed=seed,
+        out=work / f"student-{seed}",
+    )
+    return str(run.folder / "student")
 
 
 def teach(name: str, files: dict[str, str], tokens: PreTrainedTokenizerFast, work: Path) -> limbeck.Run:
@@ -143,7 +161,7 @@ def teach(name: str, files: dict[str, str], tokens: PreTrainedTokenizerFast, wor
 def compare(name: str, files: dict[str, str], tokens: PreTrainedTokenizerFast, teacher: Path, given: Any) -> Any:
     """All arms of one set of texts on all seeds; what is finished is not repeated."""
     work = given.work / name
-    students = [[seed, new(work / f"student-{seed}", tokens, STUDENT, seed)] for seed in given.seeds]
+    students = [[seed, begin(name, seed, files, tokens, work)] for seed in given.seeds]
     keys = {
         "task": "text",
         "data": {"path": files, "length": LENGTH},
@@ -160,16 +178,19 @@ def compare(name: str, files: dict[str, str], tokens: PreTrainedTokenizerFast, t
 
 
 def wrote(comparison: Path) -> dict[str, dict[str, float]]:
-    """Means over seeds of what the students of every arm wrote, and of the teacher, by the method's name."""
+    """Means over seeds of what the students of every arm wrote, and of the teacher, by the arm's name."""
+    entries = {entry["name"]: entry["arm"] for entry in json.loads((comparison / "comparison.json").read_text())["runs"]}
     found: dict[str, list[dict[str, float]]] = {}
-    for file in sorted(comparison.glob("*/result.json")):
-        result = json.loads(file.read_text())
-        for role, arm in (("student", result["method"]), ("teacher", "the teacher")):
-            figures = result[role]["figures"]
-            found.setdefault(arm, []).append({key: figures[key] for key in WRITTEN if key in figures})
+    for name, arm in entries.items():
+        file = comparison / name / "result.json"
+        if file.exists():
+            result = json.loads(file.read_text())
+            for role, who in (("student", arm), ("teacher", "the teacher")):
+                figures = result[role]["figures"]
+                found.setdefault(who, []).append({key: figures[key] for key in WRITTEN if key in figures})
     return {
-        arm: {key: statistics.fmean(row[key] for row in rows) for key in WRITTEN if all(key in row for row in rows)}
-        for arm, rows in found.items()
+        who: {key: statistics.fmean(row[key] for row in rows) for key in WRITTEN if all(key in row for row in rows)}
+        for who, rows in found.items()
     }
 
 
@@ -203,13 +224,14 @@ def main() -> None:
             "command": f"python -m benchmarks.language --packs FOLDER --sets {name}",
             "train": TRAIN | {"steps": SETS[name]["steps"]},
             "teacher_train": SETS[name]["teacher"],
+            "start": SETS[name]["start"],
             "seeds": given.seeds,
-            "teachers": [teacher.result["student"]["metric"]],
+            "teacher": problem["arms"][0]["teacher"],
             "arms_given": {arm: ARMS[arm] for arm in given.arms},
             "wrote": wrote(found.folder),
         }
         file = given.out / f"language-{name}.json"
-        shown = {key: problem[key] for key in ("metric", "split", "samples", "arms")}
+        shown = {key: problem[key] for key in ("metric", "higher_is_better", "split", "samples", "arms")}
         file.write_text(json.dumps(told | shown, indent=1) + "\n")
         print(file, flush=True)
 
