@@ -152,7 +152,10 @@ def test_there_is_no_teacher_where_none_is_named(here: Path):
     [
         ({"teacher": {"endpoint": "http://x", "model": "y", "weights": "w"}}, r"teacher\.weights is for a network"),
         ({"student": {"model": "a:b", "lora": {"rank": 0}}}, r"student\.lora\.rank"),
-        ({"student": {"model": "a:b", "lora": {"rnak": 4}}}, r"unknown key 'student\.lora\.rnak'\. Did you mean 'rank'\?"),
+        (
+            {"student": {"model": "a:b", "lora": {"rnak": 4}}},
+            r"unknown key 'student\.lora\.rnak'\. Did you mean 'rank'\?",
+        ),
         ({"student": {"model": "a:b", "layers": "some"}}, r"student\.layers: "),
         ({"student": {"modle": "a:b"}}, r"unknown key 'student\.modle'\. Did you mean 'model'\?"),
         ({"student": 3}, r"student\.model: a model is a path"),
