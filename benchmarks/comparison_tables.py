@@ -160,6 +160,7 @@ def by_method(files: Iterable[Mapping[str, Any]]) -> dict[str, list[dict[str, An
 
 def problems(file: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if "targets" in file:
-        yield from ((f"{file['dataset']}, student sees {name}", problem) for name, problem in file["targets"].items())
+        words = file.get("targets_are", "student sees")
+        yield from ((f"{file['dataset']}, {words} {name}", problem) for name, problem in file["targets"].items())
     elif "arms" in file and isinstance(file["arms"], list):
         yield file["dataset"], file

@@ -15,6 +15,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
+import encoder_tables  # noqa: E402
 from comparison_tables import across, by_method, interval, roads, single, spread, verdict  # noqa: E402
 
 PAGE = HERE.parent / "docs" / "evidence.md"
@@ -86,6 +87,9 @@ def build(evidence: Path = HERE / "evidence", results: Path = HERE / "results") 
     for name, head in (("classics", CLASSICS), ("segmentation", SEGMENTATION)):
         if (file := evidence / f"{name}.json").exists():
             parts += [head, single(json.loads(file.read_text()))]
+    encoders = [json.loads(file.read_text()) for file in sorted(evidence.glob("encoders-*.json"))]
+    if encoders:
+        parts += [encoder_tables.HEAD, *map(encoder_tables.section, encoders)]
     overheads = sorted(results.glob("overhead*.json"))
     if overheads:
         parts += [OVERHEAD, *(overhead(json.loads(file.read_text())) for file in overheads)]

@@ -23,6 +23,7 @@ def load(name):
 
 tables, cross_modal, comparison_tables = load("tables"), load("cross_modal"), load("comparison_tables")
 FILES = sorted((ROOT / "benchmarks" / "evidence").glob("cross-modal-*.json"))
+ENCODERS = sorted((ROOT / "benchmarks" / "evidence").glob("encoders-*.json"))
 ACROSS = sorted((ROOT / "benchmarks" / "evidence").glob("methods-across-modalities-*.json"))
 
 
@@ -59,6 +60,63 @@ def test_every_arm_across_modalities_had_the_same_trials_and_seeds_and_failures_
             assert arm["planned"] == 5
             assert arm["finished"] + len(arm["failed"]) == 5
             assert arm["mean"] is None or arm["mean"] == pytest.approx(statistics.fmean(arm["values"].values()))
+
+
+@pytest.mark.parametrize("file", ENCODERS, ids=lambda file: file.stem)
+def test_encoders_had_the_same_steps_and_seeds_and_what_is_inherited_follows_from_them(file):
+    stored, encoders = json.loads(file.read_text()), load("encoders")
+    assert json.loads(json.dumps(encoders.inherited(stored["targets"]))) == stored["inherited"]
+    assert stored["train"] == encoders.TRAIN | {"steps": encoders.STEPS}
+    assert len(stored["seeds"]) >= 3
+    for name, problem in stored["targets"].items():
+        assert [arm["method"] for arm in problem["arms"]] == encoders.ARMS[name.partition(", ")[2]]
+        for arm in problem["arms"]:
+            assert arm["cost"]["steps"] == encoders.STEPS
+            assert arm["finished"] == arm["planned"] == len(stored["seeds"])
+            assert arm["mean"] == pytest.approx(statistics.fmean(arm["values"].values()))
+            assert arm["teacher"] == pytest.approx(stored["teacher"], abs=0.005)  # batches of other sizes round otherwise
+    layers = [row["layers"] for row in stored["sizes"]]
+    assert layers == [4, *encoders.SETS[stored["dataset"]][2].values()]
+
+
+def test_the_section_on_encoders_says_what_its_file_says():
+    def arm(name, values, **than):
+        told = {base: {"seeds": {"mean": m, "low": m - 0.01, "high": m + 0.01}} for base, m in than.items()}
+        return {"arm": name, "method": name, "mean": statistics.fmean(values), "sd": 0.0, "differences": told} | {
+            "values": dict(zip("012", values)),
+            "finished": 3,
+            "planned": 3,
+        }
+
+    new, own = "half the layers, new weights", "half the layers, the teacher's layers"
+    targets = {
+        new: {"metric": "accuracy", "arms": [arm("supervised", [0.4] * 3), arm("kd", [0.5] * 3, supervised=0.1)]},
+        own: {
+            "metric": "accuracy",
+            "arms": [arm("supervised", [0.6, 0.61, 0.62]), arm("kd", [0.3, 0.5, 0.76], supervised=0)],
+        },
+    }
+    encoders, encoder_tables = load("encoders"), load("encoder_tables")
+    found = {
+        "dataset": "toy",
+        "notes": "texts",
+        "teacher": 0.8,
+        "teacher_steps": 5,
+        "train": {"steps": 3, "batch_size": 2},
+        "seeds": [0, 1, 2],
+        "command": "again",
+        "targets": targets,
+        "targets_are": "the student has",
+        "inherited": encoders.inherited(targets),
+        "sizes": [{"layers": 4, "parameters": 1000, "bytes": 4e6, "ms_for_32_texts": 8.0, "faster": 1.0}],
+    }
+    page = encoder_tables.section(found)
+    assert "| kd | 0.500 ± 0.000 | 0.625 | +0.100 (+0.090 to +0.110) |  |" in page
+    assert "| 4 | 1,000 | 4.00 MB | 8.0 | 1.00x |" in page
+    assert "better: supervised with half the layers +0.210 (+0.185 to +0.235)" in page
+    assert "not told apart: kd with half the layers +0.020" in page
+    (where, _), _ = comparison_tables.problems(found)
+    assert where == "toy, the student has half the layers, new weights"
 
 
 def test_the_words_of_a_comparison_follow_from_its_intervals():
