@@ -40,6 +40,9 @@ class Projected(nn.Module):
         RecipeError: no layers are named, and there is no middle that is known.
     """
 
+    trunk: Denoiser | None
+    actor: Actor
+
     def __init__(
         self,
         trunk: Denoiser,

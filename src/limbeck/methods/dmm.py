@@ -52,9 +52,9 @@ class DMM(DiffusionMethod):
 
     def prepare(self) -> None:
         actors: list[Actor] = [self.student, *self.teacher.members.values()]
-        middle = getattr(self.student.model, "middle", None)
-        common = middle is not None and all(middle in dict(a.model.named_modules()) for a in actors)
-        paths = self.layers if self.layers is not None else [middle] if common else []
+        middle: str | None = getattr(self.student.model, "middle", None)
+        shared = [middle] if middle and all(middle in dict(a.model.named_modules()) for a in actors) else []
+        paths = shared if self.layers is None else self.layers
         self.heard = {f"merged.{path}": path for path in paths if self.feature_weight}
         for actor in actors:
             for name, path in self.heard.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from jaxtyping import Float
 from pydantic import Field
@@ -34,7 +34,7 @@ class SIM(SiD):
 
     distance: Literal["huber", "square"] = "huber"
     c: Annotated[float, Field(gt=0)] = 1e-3
-    share: Literal[1.0] = 1.0  # type: ignore[assignment]
+    share: ClassVar[float] = 1.0  # type: ignore[misc]
 
     def divergence(self, x0: Values, fake: Values, real: Values, batch: Batch) -> Float[Tensor, "batch"]:
         t = batch["time"]
