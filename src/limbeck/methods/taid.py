@@ -25,8 +25,12 @@ def between(student: Logits, teacher: Logits, t: float, classes: int | None = No
 
     `classes`: only the first so many are there on both sides.
     """
-    plain = isinstance(student, Projection) and isinstance(teacher, Projection)
-    if plain and student.softcap is None and teacher.softcap is None:
+    if (
+        isinstance(student, Projection)
+        and isinstance(teacher, Projection)
+        and student.softcap is None
+        and teacher.softcap is None
+    ):
         sides = [(student, (1 - t) * student.scale), (teacher, t * teacher.scale)]
         dtype = torch.promote_types(student.hidden.dtype, teacher.hidden.dtype)
         hidden = torch.cat([side.hidden.detach().to(dtype) for side, _ in sides], -1)
