@@ -11,7 +11,7 @@ from torch import nn
 from transformers.utils import ModelOutput
 
 from limbeck.errors import RecipeError
-from limbeck.signals import Place, Projection, Signals, Tap, named_tensors, put, select, signals_of_output
+from limbeck.signals import Place, Projection, Signals, Tap, named_tensors, put, select, signals_of_output, weighted_sum
 
 Pair = namedtuple("Pair", ["left", "right"])
 
@@ -166,3 +166,14 @@ def test_named_tensors_are_found_by_select_under_their_names(shape):
     value = made(shape)
     for name, tensor in named_tensors(value).items():
         assert select(value, name.split(".") if name else []) is tensor
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_a_weighted_sum_of_projections_is_that_of_their_products(softcap):
+    torch.manual_seed(0)
+    one = Projection(torch.randn(2, 3, 4), torch.randn(7, 4), torch.randn(7), scale=0.5)
+    other = Projection(torch.randn(2, 3, 5), torch.randn(9, 5), softcap=softcap)
+    found = weighted_sum([(one, 0.3), (other, -2.0)], classes=6)
+    product = found.materialise() if isinstance(found, Projection) else found
+    torch.testing.assert_close(product, 0.3 * one.materialise()[..., :6] - 2 * other.materialise()[..., :6])
+    assert isinstance(found, Projection) == (softcap is None)

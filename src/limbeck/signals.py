@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +42,24 @@ class Projection:
     def shape(self) -> torch.Size:
         """The shape that the product would have."""
         return torch.Size([*self.hidden.shape[:-1], self.weight.shape[0]])
+
+
+def weighted_sum(
+    sides: Sequence[tuple[Projection, float]], classes: int | None = None
+) -> Projection | Float[Tensor, "... classes"]:
+    """sum of share * logits: again a projection, of all hidden states side by side; multiplied out where one is soft-capped.
+
+    `classes`: only the first so many, which all sides have.
+    """
+    if any(side.softcap is not None for side, _ in sides):
+        return sum(share * side.materialise()[..., :classes] for side, share in sides)  # type: ignore[return-value]
+    dtype = sides[0][0].hidden.dtype
+    for side, _ in sides:
+        dtype = torch.promote_types(dtype, side.hidden.dtype)
+    hidden = torch.cat([side.hidden.to(dtype) for side, _ in sides], -1)
+    weight = torch.cat([side.weight[:classes].to(dtype) * (share * side.scale) for side, share in sides], -1)
+    biases = [side.bias[:classes] * (share * side.scale) for side, share in sides if side.bias is not None]
+    return Projection(hidden, weight, sum(biases[1:], biases[0]) if biases else None)
 
 
 @dataclass(frozen=True)

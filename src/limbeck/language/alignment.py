@@ -98,8 +98,8 @@ class _Part:
     side: Tokenised
 
     def final_after(self, group: Group) -> int | None:
-        """The place of the end token, if all text tokens of the answer are in chunks and it comes right after them."""
-        if not len(self.at) or (group < 0).any():
+        """The place of the end token, if the answer's last text token is in a chunk and it comes right after that."""
+        if not len(self.at) or group[-1] < 0:
             return None
         after = int(self.at[-1]) + 1
         return after if after < len(self.side.ends) and self.side.final[after] and self.side.counted[after] else None

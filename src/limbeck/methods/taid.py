@@ -15,7 +15,7 @@ from limbeck.losses import kl
 from limbeck.method import Batch, Card, Transfer
 from limbeck.objectives import Loss, Objective, Term, counted
 from limbeck.schedules import Fraction, Scalar
-from limbeck.signals import Projection, Signals
+from limbeck.signals import Projection, Signals, weighted_sum
 
 Logits = Float[Tensor, "batch tokens classes"] | Projection
 
@@ -25,20 +25,11 @@ def between(student: Logits, teacher: Logits, t: float, classes: int | None = No
 
     `classes`: only the first so many are there on both sides.
     """
-    if (
-        isinstance(student, Projection)
-        and isinstance(teacher, Projection)
-        and student.softcap is None
-        and teacher.softcap is None
-    ):
-        sides = [(student, (1 - t) * student.scale), (teacher, t * teacher.scale)]
-        dtype = torch.promote_types(student.hidden.dtype, teacher.hidden.dtype)
-        hidden = torch.cat([side.hidden.detach().to(dtype) for side, _ in sides], -1)
-        weight = torch.cat([side.weight.detach()[:classes].to(dtype) * share for side, share in sides], -1)
-        biases = [side.bias.detach()[:classes] * share for side, share in sides if side.bias is not None]
-        return Projection(hidden, weight, sum(biases[1:], biases[0]) if biases else None)
-    ours, theirs = (side.materialise() if isinstance(side, Projection) else side for side in (student, teacher))
-    return ((1 - t) * ours[..., :classes] + t * theirs[..., :classes]).detach()
+    with torch.no_grad():
+        if isinstance(student, Projection) and isinstance(teacher, Projection):
+            return weighted_sum([(student, 1 - t), (teacher, t)], classes)
+        ours, theirs = (side.materialise() if isinstance(side, Projection) else side for side in (student, teacher))
+        return (1 - t) * ours[..., :classes] + t * theirs[..., :classes]
 
 
 class TAID(Transfer):

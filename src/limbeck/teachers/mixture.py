@@ -11,12 +11,15 @@ from torch import Tensor
 
 from limbeck.actors import Replace, Teacher
 from limbeck.errors import RecipeError, nearest
-from limbeck.signals import Place, Signals
+from limbeck.signals import Place, Projection, Signals, weighted_sum
 
 if TYPE_CHECKING:
     from limbeck.data.tensors import Data
+    from limbeck.language.tokens import Tokens
 
 RULES = ("mean", "confidence")
+
+Logits = Float[Tensor, "batch ... classes"] | Projection
 
 
 class Mixture(Teacher):
@@ -176,12 +179,18 @@ class Mixture(Teacher):
         """Parameters of all members (a network that two of them share counts once)."""
         return sum(member.parameters_count() for member in {id(m.model): m for m in self._members.values()}.values())
 
-    def _mix(
-        self, logits: list[Float[Tensor, "batch classes"]], batch: Mapping[str, Any]
-    ) -> Float[Tensor, "batch classes"]:
-        if len(logits) == 1:
-            return logits[0]
-        stacked = torch.stack(logits)
+    @property
+    def tokenizer(self) -> Tokens | None:
+        """How all members write texts; None where one of them writes none."""
+        own = [member.tokenizer for member in self._members.values()]
+        return own[0] if all(tokens is not None and tokens.same_as(own[0]) for tokens in own) else None
+
+    def _mix(self, given: list[Logits], batch: Mapping[str, Any]) -> Logits:
+        if len(given) == 1:
+            return given[0]
+        if self.by == "mean" and all(isinstance(logits, Projection) for logits in given):
+            return weighted_sum([(logits, 1 / len(given)) for logits in given if isinstance(logits, Projection)])
+        stacked = torch.stack([z.materialise() if isinstance(z, Projection) else z for z in given])
         if self.by == "mean":
             return stacked.mean(0)
         if self.by == "confidence":
