@@ -29,7 +29,7 @@ def recipe(seed: int = 0) -> Recipe:
 def test_a_worker_gives_the_bytes_of_the_files(tmp_path, monkeypatch):
     monkeypatch.setattr(form, "SHARD_ROWS", 8)
     limbeck.cache(recipe(), out=tmp_path / "c")
-    _, _, header, _ = prepare(recipe(), World())
+    _, _, header, _ = prepare(recipe(), World(), tmp_path)
     worker = workers._Worker(pickle.loads(pickle.dumps(recipe())), header)
     given = worker({"shard": np.array([3, 0])})
     assert given["shard"] == [3, 0]
@@ -37,8 +37,8 @@ def test_a_worker_gives_the_bytes_of_the_files(tmp_path, monkeypatch):
         assert content == (tmp_path / "c" / f"shard-0000{number}.safetensors").read_bytes()
 
 
-def test_a_worker_with_other_weights_or_data_refuses():
-    _, _, header, _ = prepare(recipe(), World())
+def test_a_worker_with_other_weights_or_data_refuses(tmp_path):
+    _, _, header, _ = prepare(recipe(), World(), tmp_path)
     with pytest.raises(RecipeError, match="a worker found another teacher than this process"):
         workers._Worker(recipe(1), header)
     other = header | {"data": {"source": "toy", "fingerprint": "00"}}
