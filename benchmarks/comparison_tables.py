@@ -36,6 +36,14 @@ def against(arm: Arm, base: str) -> Mapping[str, Any] | None:
     return ((arm["differences"] or {}).get(base) or {}).get("seeds")
 
 
+def oriented(problem: Mapping[str, Any], difference: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The difference with above zero as better: turned round where less of the metric is."""
+    if difference is None or problem.get("higher_is_better", True):
+        return difference
+    low, high = (None if difference[key] is None else -difference[key] for key in ("high", "low"))
+    return {"mean": -difference["mean"], "low": low, "high": high}
+
+
 def table(problem: Mapping[str, Any]) -> list[str]:
     """One row per arm, the best mean first; what failed last, with its reason."""
     arms = sorted(problem["arms"], key=lambda arm: (arm["mean"] is None, -(arm["mean"] or 0)))
@@ -145,7 +153,7 @@ def by_method(files: Iterable[Mapping[str, Any]]) -> dict[str, list[dict[str, An
         for where, problem in problems(file):
             for arm in problem["arms"]:
                 for base in BASES:
-                    difference = against(arm, base)
+                    difference = oriented(problem, against(arm, base))
                     if difference is not None and "+" not in arm["method"]:
                         found.setdefault(arm["method"], []).append(
                             {"data": where, "arm": arm["arm"], "than": base, "seeds": arm["finished"]}

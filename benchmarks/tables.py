@@ -15,7 +15,9 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
+import draft_tables  # noqa: E402
 import encoder_tables  # noqa: E402
+import language_tables  # noqa: E402
 from comparison_tables import across, by_method, interval, roads, single, spread, verdict  # noqa: E402
 
 PAGE = HERE.parent / "docs" / "evidence.md"
@@ -90,6 +92,15 @@ def build(evidence: Path = HERE / "evidence", results: Path = HERE / "results") 
     encoders = [json.loads(file.read_text()) for file in sorted(evidence.glob("encoders-*.json"))]
     if encoders:
         parts += [encoder_tables.HEAD, *map(encoder_tables.section, encoders)]
+    language = [json.loads(file.read_text()) for file in sorted(evidence.glob("language-*.json"))]
+    if language:
+        parts += [language_tables.head(language[0]), *map(language_tables.section, language)]
+    for name, head, told in (
+        ("speculative", draft_tables.DRAFTS, draft_tables.drafts),
+        ("across-tokenizers", draft_tables.BYTES, draft_tables.across_tokenizers),
+    ):
+        if (file := evidence / f"{name}.json").exists():
+            parts += [head, told(json.loads(file.read_text()))]
     overheads = sorted(results.glob("overhead*.json"))
     if overheads:
         parts += [OVERHEAD, *(overhead(json.loads(file.read_text())) for file in overheads)]
