@@ -96,7 +96,7 @@ def main() -> None:
         },
         "targets_are": "a student of bytes,",
         "targets": {
-            "bits per byte (less is better)": {
+            "bits per byte": {
                 "metric": "bits_per_byte",
                 "higher_is_better": False,
                 "arms": summary(values, ("supervised",), methods, more_is_better=False),
