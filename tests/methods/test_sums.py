@@ -6,10 +6,13 @@ from torch import nn
 
 from limbeck.actors import Student, Teacher
 from limbeck.data.tensors import Data, TensorSplit
+from limbeck.encoders import EncoderTransfer
 from limbeck.engine.course import settle
 from limbeck.engine.settings import TrainSettings
 from limbeck.engine.trainer import Situation
 from limbeck.errors import RecipeError
+from limbeck.language.crossing import Crossing
+from limbeck.language.writing import Writing
 from limbeck.method import adds_up
 from limbeck.methods import all_methods
 from limbeck.tasks import Task
@@ -41,8 +44,14 @@ def situation():
 
 
 LISTED = {name: cls for name, cls in all_methods().items() if cls.card.listed and cls.card.teacher_mode != "none"}
-SUMMABLE = sorted(name for name, cls in LISTED.items() if hasattr(cls, "loss") and adds_up(cls))
-WHOLE = sorted(LISTED.keys() - set(SUMMABLE))
+TERMS = {name: cls for name, cls in LISTED.items() if hasattr(cls, "loss") and adds_up(cls)}
+OF_TEXTS = (
+    Writing,
+    Crossing,
+    EncoderTransfer,
+)  # they need tokens, which these pictures have not (test_on_policy and test_seq_kd add them up)
+SUMMABLE = sorted(name for name, cls in TERMS.items() if not issubclass(cls, OF_TEXTS))
+WHOLE = sorted(LISTED.keys() - TERMS.keys())
 
 
 def settled(method):
