@@ -50,7 +50,7 @@ __all__: list[str] = []  # a recipe names the plain loss; a term takes the one h
 BUDGET = 96 * 2**20
 """Bytes for one chunk where nothing else is said.
 
-Two cores, fp32, 1024 tokens of 32000 classes, widths 256 and 512; time over that of the whole matrix (smallest of six):
+One core, fp32, 1024 tokens of 32000 classes, widths 256 and 512; processor time over that of the whole matrix (least of six):
     budget    32 MB   48 MB   64 MB   96 MB   128 MB   256 MB
     kl         0.67    0.68    0.64    0.63     0.62     0.65
 Fewer tokens at a time make the products slow, each of which reads the whole head; more only take memory.
