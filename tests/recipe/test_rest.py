@@ -50,7 +50,7 @@ def test_a_choice_with_use_is_the_name_and_stands_once():
 @pytest.mark.parametrize("check", ["robustness", "search", "fid", "judge"])
 def test_checks_of_later_are_said_to_be_of_later(check: str):
     assert refused(f"evaluate={check}") == (
-        f"evaluate: the check '{check}' is not there yet. There is: quality, fidelity, calibration, speed, missing, writing."
+        f"evaluate: the check '{check}' is not there yet. There is: quality, fidelity, calibration, speed, missing, writing, speculative."
     )
 
 
