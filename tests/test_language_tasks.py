@@ -93,4 +93,4 @@ def test_direction_and_target_of_a_language_task():
     assert (task.target, task.mask, task.metric, task.higher_is_better) == ("target", "answer", "bits_per_byte", False)
     assert Task("text", metric="token_accuracy").higher_is_better
     with pytest.raises(RecipeError, match="not there yet"):
-        Task("generation")
+        Task("detection")

@@ -87,6 +87,16 @@ FIGURES = {
         "tokens per call, greedy", False, True, "with 4 proposals to each call of the teacher"
     ),
     "greedy_speedup": Word("speed-up, greedy", False, True, "of the teacher’s greedy writing with it as a draft"),
+    "mmd": Word("MMD", False, False, "kernel distance between samples and data, 0 where they are alike"),
+    "sliced_wasserstein": Word("sliced Wasserstein", False, False, "distance along random lines, in the data's unit"),
+    "frechet": Word("Fréchet distance", False, False, "between Gaussians fitted to features of samples and data"),
+    "kernel_distance": Word("kernel distance", False, False, "between features of samples and data (KID)"),
+    "precision": Word("precision of samples", True, True, "samples that lie among the data"),
+    "recall": Word("recall of samples", True, True, "data that lie among the samples"),
+    "density": Word("density of samples", False, True, "how many neighbourhoods of the data hold a sample"),
+    "coverage": Word("coverage", True, True, "data with a sample in their neighbourhood"),
+    "diversity": Word("diversity", False, True, "mean distance between samples of one condition"),
+    "conditional_accuracy": Word("conditional accuracy", True, True, "samples that a classifier takes for what was asked"),
     "pixel_accuracy": Word("pixel accuracy", True, True, "share of pixels whose class is right"),
 }
 
