@@ -231,7 +231,8 @@ def main() -> None:
             "wrote": wrote(found.folder),
         }
         file = given.out / f"language-{name}.json"
-        shown = {key: problem[key] for key in ("metric", "higher_is_better", "split", "samples", "arms")}
+        shown = {key: problem[key] for key in ("metric", "higher_is_better", "split", "samples")}
+        shown["arms"] = [arm for arm in problem["arms"] if arm["finished"] == arm["planned"]]  # others are still to run
         file.write_text(json.dumps(told | shown, indent=1) + "\n")
         print(file, flush=True)
 
