@@ -179,7 +179,9 @@ def compare(name: str, files: dict[str, str], tokens: PreTrainedTokenizerFast, t
 
 def wrote(comparison: Path) -> dict[str, dict[str, float]]:
     """Means over seeds of what the students of every arm wrote, and of the teacher, by the arm's name."""
-    entries = {entry["name"]: entry["arm"] for entry in json.loads((comparison / "comparison.json").read_text())["runs"]}
+    entries = {
+        entry["name"]: entry["arm"] for entry in json.loads((comparison / "comparison.json").read_text())["runs"]
+    }
     found: dict[str, list[dict[str, float]]] = {}
     for name, arm in entries.items():
         file = comparison / name / "result.json"

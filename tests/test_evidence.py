@@ -74,7 +74,9 @@ def test_encoders_had_the_same_steps_and_seeds_and_what_is_inherited_follows_fro
             assert arm["cost"]["steps"] == encoders.STEPS
             assert arm["finished"] == arm["planned"] == len(stored["seeds"])
             assert arm["mean"] == pytest.approx(statistics.fmean(arm["values"].values()))
-            assert arm["teacher"] == pytest.approx(stored["teacher"], abs=0.005)  # batches of other sizes round otherwise
+            assert arm["teacher"] == pytest.approx(
+                stored["teacher"], abs=0.005
+            )  # batches of other sizes round otherwise
     layers = [row["layers"] for row in stored["sizes"]]
     assert layers == [4, *encoders.SETS[stored["dataset"]][2].values()]
 

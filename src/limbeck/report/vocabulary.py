@@ -96,7 +96,9 @@ FIGURES = {
     "density": Word("density of samples", False, True, "how many neighbourhoods of the data hold a sample"),
     "coverage": Word("coverage", True, True, "data with a sample in their neighbourhood"),
     "diversity": Word("diversity", False, True, "mean distance between samples of one condition"),
-    "conditional_accuracy": Word("conditional accuracy", True, True, "samples that a classifier takes for what was asked"),
+    "conditional_accuracy": Word(
+        "conditional accuracy", True, True, "samples that a classifier takes for what was asked"
+    ),
     "pixel_accuracy": Word("pixel accuracy", True, True, "share of pixels whose class is right"),
 }
 

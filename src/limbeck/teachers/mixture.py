@@ -182,8 +182,9 @@ class Mixture(Teacher):
     @property
     def tokenizer(self) -> Tokens | None:
         """How all members write texts; None where one of them writes none."""
-        own = [member.tokenizer for member in self._members.values()]
-        return own[0] if all(tokens is not None and tokens.same_as(own[0]) for tokens in own) else None
+        first, *others = [member.tokenizer for member in self._members.values()]
+        alike = first is not None and all(other is not None and first.same_as(other) for other in others)
+        return first if alike else None
 
     def _mix(self, given: list[Logits], batch: Mapping[str, Any]) -> Logits:
         if len(given) == 1:
