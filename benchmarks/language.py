@@ -42,7 +42,7 @@ SETS: dict[str, dict[str, Any]] = {
 ROLLOUTS = {"max_new_tokens": 64}
 ARMS: dict[str, Any] = {
     "supervised": "supervised",
-    "seq-kd": {"use": "seq-kd", **ROLLOUTS},
+    "seq-kd": {"use": "seq-kd", "max_new_tokens": 32},
     "forward-kl": "forward-kl",
     "reverse-kl": "reverse-kl",
     "js": {"use": "token-kd", "divergence": "js"},
