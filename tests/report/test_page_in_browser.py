@@ -121,11 +121,11 @@ def test_pointing_at_a_curve_says_its_numbers(opened):
     box = chart.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     tip = page.locator(".tooltip")
-    assert tip.is_visible()
+    tip.wait_for(state="visible")  # the browser says that the mouse moved when it comes to it
     assert "step" in tip.inner_text()
     assert "kl" in tip.inner_text()
     page.mouse.move(2, 2)
-    assert not tip.is_visible()
+    tip.wait_for(state="hidden")
     assert wrong == []
 
 
