@@ -40,7 +40,7 @@ def test_two_processes_are_as_good_as_one(project, cli, monkeypatch):
     recipe = ["kd.yaml", "student.model=still:Still", "train.epochs=2", "require=['retention >= 40']"]
     launched = start("-m", "limbeck", "distill", *recipe, "--gpus", "2", "--out", "runs/both", "--json")
     assert cli("distill", *recipe, "--out", "runs/alone")[0] == 3
-    out, err = launched.communicate(timeout=120)
+    out, err = launched.communicate(timeout=300)
     assert launched.returncode == 3, err  # the answer is no, also through the launcher
     assert "Traceback" not in err
     result, expected = json.loads(out), Run("runs/alone").result  # one process speaks
