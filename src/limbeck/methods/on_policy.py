@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
 from limbeck.language.writing import Writing
 from limbeck.method import Batch, Card
-from limbeck.methods.token_kd import Divergence, divergence_term
-from limbeck.objectives import Objective
+from limbeck.methods.token_kd import Divergence, TokenKD
 from limbeck.schedules import Fraction, Scalar
 
 
-class OnPolicy(Writing):
+class OnPolicy(Writing, TokenKD):
     """D(p_t, q_t), a mean over answer tokens, on texts of a mixture of sources: no gradient through the writing.
 
     In each step a coin decides for the whole batch: with probability `student_share` (lambda of the paper) the student
     writes the answers, of what is left a `teacher_share` is written by the teacher, else they are the data's own. D is
-    any divergence of `token-kd`; `beta` = 0.5 of `js` is the paper's middle one. `sampling_temperature` is that of the
-    writing alone, `temperature` that of the loss alone, with T^2 in front. (TRL writes at 0.9.) Everything after the first
-    end of text is cut off, the end itself counts. With student_share=0 this is `token-kd`.
+    any divergence of `token-kd`, with its options; `beta` = 0.5 of `js` is the paper's middle one.
+    `sampling_temperature` is that of the writing alone, `temperature` that of the loss alone, with T^2 in front. (TRL
+    writes at 0.9.) Everything after the first end of text is cut off, the end itself counts. With student_share=0 this
+    is `token-kd`.
     """
 
     card = Card(
@@ -32,18 +28,8 @@ class OnPolicy(Writing):
     )
 
     divergence: Divergence = "js"
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    beta: Annotated[float, Field(ge=0, le=1)] = 0.5
-    alpha: Annotated[float, Field(gt=0, lt=1)] | None = None
-    k: Annotated[int, Field(ge=1)] = 64
     student_share: Scalar = 0.5
     teacher_share: Fraction = 0.0
-    task_weight: Scalar = 0.0
-
-    def objective(self) -> Objective:
-        return Objective(
-            divergence_term(self.divergence, temperature=self.temperature, beta=self.beta, alpha=self.alpha, k=self.k)
-        )
 
     def draw(self, batch: Batch) -> Batch:
         if self.coin(0) < self.student_share(self.progress):
