@@ -11,14 +11,12 @@ tokens, on ten held-out documents. The figures go to benchmarks/evidence/across-
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
-from pathlib import Path
 from typing import Any
 
-import torch
-from benchmarks.language import HERE, STUDENT, TEACHER, TRAIN, new, prepare, teach, tokenizer
+from benchmarks.command_line import words
+from benchmarks.language import STUDENT, TEACHER, TRAIN, new, prepare, teach, tokenizer
 from benchmarks.speculative import method_of, shortened, summary
 
 import limbeck
@@ -37,13 +35,7 @@ ARMS: dict[str, Any] = {
 
 def main() -> None:
     """Everything, or what is left of it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--packs", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--work", type=Path, default=Path("/tmp/limbeck-language"), help="where the run folders go")
-    parser.add_argument("--out", type=Path, default=HERE / "evidence")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
+    given = words(__doc__, "limbeck-language")
     work = given.work / NAME
     files, tokens = prepare(NAME, given.packs, work)
     teacher = teach(NAME, files, tokens, work)

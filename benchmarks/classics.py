@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.one_teacher import measure, words
+from benchmarks.command_line import words
+from benchmarks.one_teacher import measure
 
 LIMIT = 3000
 METHODS: list[Any] = [

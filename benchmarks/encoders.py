@@ -19,12 +19,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
+from benchmarks.command_line import some_of, words
 
 import limbeck
 from limbeck.evaluation import intervals, speed
 
-HERE = Path(__file__).resolve().parent
 SETS = {
     "banking77": ("banking77/{part}.jsonl.gz", "what customers of a bank ask, 77 intents", {"half": 2}),
     "trec6": (
@@ -197,13 +196,6 @@ def sizes(folder: Path, depths: dict[str, int]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--packs", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--work", type=Path, default=Path("/tmp/limbeck-encoders"), help="where the run folders go")
-    parser.add_argument("--out", type=Path, default=HERE / "evidence")
-    torch.set_num_threads(1)  # networks so small that a second thread costs more than it saves
-    asked = parser.parse_args()
+    asked = words(__doc__, "limbeck-encoders", sets=some_of(SETS))
     for one in asked.sets:
         measure(one, asked)

@@ -12,7 +12,6 @@ different. The figures go to benchmarks/evidence/language-SET.json; `python benc
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import random
@@ -23,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.command_line import some_of, words
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import limbeck
 
-HERE = Path(__file__).resolve().parent
 LENGTH = 128
 TEACHER = {"hidden_size": 320, "num_hidden_layers": 7, "num_attention_heads": 8}
 STUDENT = {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -198,16 +197,9 @@ def wrote(comparison: Path) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     """Everything, or what is left of it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--packs", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
-    parser.add_argument("--teachers-only", action="store_true")
-    parser.add_argument("--work", type=Path, default=Path("/tmp/limbeck-language"), help="where the run folders go")
-    parser.add_argument("--out", type=Path, default=HERE / "evidence")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
+    given = words(
+        __doc__, "limbeck-language", sets=some_of(SETS), arms=some_of(ARMS), teachers_only={"action": "store_true"}
+    )
     for name in given.sets:
         files, tokens = prepare(name, given.packs, given.work / name)
         started = time.monotonic()

@@ -12,7 +12,6 @@ benchmarks/evidence/methods-across-modalities-NAME.json; `python benchmarks/tabl
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Mapping
@@ -20,11 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from benchmarks.command_line import some_of, words
 
 import limbeck
 
-HERE = Path(__file__).resolve().parent
 OURS, SHIPPED = "benchmarks.networks", "limbeck.models.cross_modal"
 CRD = {"use": "crd", "negatives": 512}  # of about a thousand training rows
 METHODS = ["supervised", "kd", "fitnets", "rkd", CRD, "mlkd", "ofa", "c2kd", "mgdfr"]
@@ -232,15 +230,7 @@ def public(comparison: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--packs", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES), metavar="NAME")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--tune", type=int, default=3)
-    parser.add_argument("--work", type=Path, default=Path("/tmp/limbeck-methods"), help="where the run folders go")
-    parser.add_argument("--out", type=Path, default=HERE / "evidence")
-    given = parser.parse_args()
-    torch.set_num_threads(1)  # networks so small that a second thread costs more than it saves
+    given = words(__doc__, "limbeck-methods", seeds=5, only=some_of(CASES), tune={"type": int, "default": 3})
     for name in given.only:
         found = Bench(name, given.packs, given.work, given.seeds, given.tune).run()
         command = f"python -m benchmarks.methods_across_modalities --packs FOLDER --only {name} --tune {given.tune}"

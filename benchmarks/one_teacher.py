@@ -6,25 +6,9 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import torch
-
 import limbeck
-
-HERE = Path(__file__).resolve().parent
-
-
-def words(doc: str, work: str) -> argparse.Namespace:
-    """The command line of both."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--packs", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--work", type=Path, default=Path("/tmp") / work, help="where the run folders go")
-    parser.add_argument("--out", type=Path, default=HERE / "evidence")
-    torch.set_num_threads(1)  # networks so small that a second thread costs more than it saves
-    return parser.parse_args()
 
 
 def measure(

@@ -9,7 +9,8 @@ from. The figures go to benchmarks/evidence/segmentation.json; `python benchmark
 
 from __future__ import annotations
 
-from benchmarks.one_teacher import measure, words
+from benchmarks.command_line import words
+from benchmarks.one_teacher import measure
 
 SIZE = [45, 60]
 MASKED = {"teacher": ["up.1.0", "up.2.0"]}

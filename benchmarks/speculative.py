@@ -11,15 +11,14 @@ The figures go to benchmarks/evidence/speculative.json; `python benchmarks/table
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from benchmarks.language import HERE, LENGTH, SETS, STUDENT, TEACHER, TRAIN, begin, prepare, teach
+from benchmarks.command_line import words
+from benchmarks.language import LENGTH, SETS, STUDENT, TEACHER, TRAIN, begin, prepare, teach
 
 import limbeck
 from limbeck.evaluation import speculative
@@ -88,13 +87,7 @@ def method_of(choice: Any) -> str:
 
 def main() -> None:
     """Everything, or what is left of it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--packs", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--work", type=Path, default=Path("/tmp/limbeck-language"), help="where the run folders go")
-    parser.add_argument("--out", type=Path, default=HERE / "evidence")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
+    given = words(__doc__, "limbeck-language")
     work = given.work / NAME
     files, tokens = prepare(NAME, given.packs, work)
     teacher = teach(NAME, files, tokens, work)
