@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterable
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +189,16 @@ def overhead(found: dict[str, Any]) -> str:
     return "\n".join([*lines, "", " ".join(said), ""])
 
 
+GENERATORS = """
+## Generators
+
+One engine, five knobs: what the student is given, its loss, who trains, how many updates of the critic there are to one of the
+student, and from what it is best begun. R is the teacher, F a critic that follows the student's samples.
+
+| name | the student is given | its loss | who trains | critic : student | begins as; data |
+|---|---|---|---|---|---|"""
+
+
 def methods_page() -> str:
     """docs/methods.md: every listed method from its card."""
     from limbeck.methods import all_methods
@@ -203,8 +215,17 @@ def methods_page() -> str:
         if card.listed:
             needs = ", ".join(card.needs) if card.teacher_mode != "none" else "no teacher"
             cells = (f"`{name}`", card.summary, needs, card.use_when, card.cost, card.paper)
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+            lines.append(row(cells))
+    lines.append(GENERATORS)
+    for name, cls in all_methods().items():
+        if (play := cls.card.play) is not None:
+            lines.append(row((f"`{name}`", *astuple(play))))
     return "\n".join([*lines, ""])
+
+
+def row(cells: Iterable[str]) -> str:
+    """A row of a table."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def cards(evidence: Path = HERE / "evidence") -> str:

@@ -21,6 +21,21 @@ Batch = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class Play:
+    """How the networks of a generator's method play together, in words: a row of the table in docs/methods.md.
+
+    What the student is given, what its loss is, who trains besides, how the critic's updates stand to the student's, and
+    from what it is best begun and with which data.
+    """
+
+    sampled: str
+    loss: str
+    trains: str
+    ratio: str
+    begins: str
+
+
+@dataclass(frozen=True)
 class Card:
     """What a person wants to know of a method before using it.
 
@@ -37,6 +52,7 @@ class Card:
     evidence: str = ""
     listed: bool = True
     across_tokenizers: bool = False
+    play: Play | None = None
 
 
 @dataclass(frozen=True)

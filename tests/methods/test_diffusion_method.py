@@ -111,3 +111,15 @@ def test_a_teacher_of_another_schedule_teaches_in_the_students_times():
     torch.testing.assert_close(*batches, rtol=1e-2, atol=1e-2)
     with pytest.raises(RecipeError, match="never seen"):
         settle(Bare(), situation(mixture("vp")))
+
+
+def test_every_generators_card_says_how_it_is_played():
+    """A row of the table in docs/methods.md for each listed method whose student generates."""
+    from limbeck.methods import all_methods
+
+    inner = {cls.__module__ for cls in all_methods().values() if issubclass(cls, DiffusionMethod)}
+    listed = {name: cls.card for name, cls in all_methods().items() if cls.card.listed and cls.__module__ in inner}
+    assert len(listed) >= 18
+    for name, card in listed.items():
+        assert card.play is not None, name
+        assert all((card.play.sampled, card.play.loss, card.play.trains, card.play.begins)), name

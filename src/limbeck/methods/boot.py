@@ -15,7 +15,7 @@ from limbeck.diffusion.method import DiffusionMethod
 from limbeck.diffusion.noise import Noise, wide
 from limbeck.errors import RecipeError
 from limbeck.losses.scores import per_sample
-from limbeck.method import Batch, Card, Outcome, Progress, Update
+from limbeck.method import Batch, Card, Outcome, Play, Progress, Update
 from limbeck.objectives import Loss
 
 Values = Float[Tensor, "batch ..."]
@@ -47,6 +47,13 @@ class BOOT(DiffusionMethod):
         paper="Gu, Zhai, Zhang, Liu, Susskind: BOOT, Data-free Distillation of Denoising Diffusion Models with Bootstrapping, arXiv 2306.05544",
         needs=("prediction",),
         use_when="there are no data but conditions, and neither a critic nor a stored trajectory is wanted",
+        play=Play(
+            sampled="noise and a time to arrive at",
+            loss="squared distance to the student's own point, one step of the teacher further",
+            trains="the student",
+            ratio="",
+            begins="the teacher; conditions",
+        ),
         cost="two of the teacher's evaluations (four with guidance), three of the student's, two of them with a gradient",
     )
 

@@ -14,7 +14,7 @@ from limbeck.diffusion.method import DiffusionMethod
 from limbeck.diffusion.noise import wide
 from limbeck.diffusion.solvers import ddim, heun
 from limbeck.losses.scores import per_sample, pseudo_huber
-from limbeck.method import Batch, Card, Outcome, Progress, Update
+from limbeck.method import Batch, Card, Outcome, Play, Progress, Update
 from limbeck.objectives import Loss
 
 Values = Float[Tensor, "batch ..."]
@@ -36,6 +36,13 @@ class Consistency(DiffusionMethod):
         paper="Song, Dhariwal, Chen, Sutskever: Consistency Models, ICML 2023, arXiv 2303.01469; Luo et al.: Latent Consistency Models, arXiv 2310.04378",
         needs=("prediction",),
         use_when="data are at hand, the teacher can be solved as an ODE, and one model shall serve any number of steps",
+        play=Play(
+            sampled="data, noised to a time of a grid",
+            loss="distance to where the target network takes the teacher's next step",
+            trains="the student; a moving average is the target",
+            ratio="",
+            begins="the teacher; data",
+        ),
         cost="the teacher's step (two evaluations with guidance or heun, four with both), the target's forward pass, one forward and backward pass",
     )
 

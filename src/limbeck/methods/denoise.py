@@ -10,7 +10,7 @@ from pydantic import Field
 
 from limbeck.diffusion.method import DiffusionMethod
 from limbeck.diffusion.times import TimesOption, Uniform
-from limbeck.method import Batch, Card, Outcome, Progress, Update
+from limbeck.method import Batch, Card, Outcome, Play, Progress, Update
 from limbeck.objectives import Loss
 
 
@@ -29,6 +29,13 @@ class Denoising(DiffusionMethod):
         paper="Ho et al.: DDPM, NeurIPS 2020; Lipman et al.: Flow Matching, ICLR 2023; Karras et al.: EDM, NeurIPS 2022; Meng et al.: On Distillation of Guided Diffusion Models, CVPR 2023",
         needs=(),
         use_when="there is no diffusion teacher yet, or one shall be copied into another network, or its guidance made part of it",
+        play=Play(
+            sampled="data, noised to any time",
+            loss="squared error of the network's head, against the data or what the teacher says",
+            trains="the student",
+            ratio="",
+            begins="anything; data",
+        ),
         cost="one forward and backward pass; with a teacher its forward pass (two with guidance)",
     )
 

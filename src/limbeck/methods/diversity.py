@@ -21,7 +21,7 @@ from limbeck.diffusion.noise import wide
 from limbeck.diffusion.predictors import Prediction
 from limbeck.engine.pieces import rows
 from limbeck.errors import RecipeError
-from limbeck.method import Batch, Card, Method, Outcome, Progress, Update
+from limbeck.method import Batch, Card, Method, Outcome, Play, Progress, Update
 from limbeck.objectives import Loss
 from limbeck.randomness import fold, normal
 from limbeck.sources import load_model, operate
@@ -104,6 +104,13 @@ class Diversity(Method):
         paper="Gandikota, Bau: Distilling Diversity and Control in Diffusion Models, arXiv 2503.10637",
         needs=("prediction",),
         use_when="a distilled generator gives too much alike samples, and its teacher may be shipped with it",
+        play=Play(
+            sampled="noise",
+            loss="none: the teacher takes the first steps, the student the rest",
+            trains="nothing",
+            ratio="",
+            begins="a distilled student",
+        ),
         cost="no training; a sample costs base_steps * switch / steps evaluations of the teacher more (twice that with guidance), and the memory of both",
     )
 

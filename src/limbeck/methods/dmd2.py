@@ -14,7 +14,7 @@ from limbeck.diffusion.method import DiffusionMethod
 from limbeck.diffusion.times import TimesOption, Uniform
 from limbeck.losses.adversarial import Game, fooled, told_fake, told_real
 from limbeck.losses.scores import Weighting, distribution_matching, inject
-from limbeck.method import Batch, Card, Outcome, Progress, Update
+from limbeck.method import Batch, Card, Outcome, Play, Progress, Update
 from limbeck.objectives import Loss
 from limbeck.schedules import Scalar, to_schedule
 
@@ -37,6 +37,13 @@ class DMD2(DiffusionMethod):
         paper="Yin et al.: Improved Distribution Matching Distillation for Fast Image Synthesis, NeurIPS 2024, arXiv 2405.14867; One-step Diffusion with Distribution Matching Distillation, CVPR 2024, arXiv 2311.18828",
         needs=("prediction",),
         use_when="a diffusion or flow teacher shall become a generator of one to four steps, with or without data",
+        play=Play(
+            sampled="noise, or what the student itself came to at a later time",
+            loss="gradient (F - R) / nu at a renoised sample; a GAN beside it",
+            trains="the student, the critic F, a judge",
+            ratio="`critic_steps` : 1, the student first",
+            begins="the teacher; conditions, data for the GAN",
+        ),
         cost="per step the student's samples and the critic's forward and backward pass; every critic_steps-th also the student's, and the teacher's forward pass (two with guidance); memory for a third network",
     )
 

@@ -17,7 +17,7 @@ from limbeck.diffusion.styles import STYLE
 from limbeck.diffusion.times import TimesOption, Uniform
 from limbeck.errors import RecipeError, nearest
 from limbeck.losses.scores import per_sample
-from limbeck.method import Batch, Card, Outcome, Progress, Update
+from limbeck.method import Batch, Card, Outcome, Play, Progress, Update
 from limbeck.objectives import Loss
 from limbeck.sources import operate
 
@@ -37,6 +37,13 @@ class DMM(DiffusionMethod):
         paper="Song et al.: DMM, Building a Versatile Image Generation Model via Distillation-Based Model Merging, arXiv 2504.12364",
         needs=("prediction",),
         use_when="several fine-tuned diffusion models are to be one, with data that all of them know (teacher.members)",
+        play=Play(
+            sampled="data, noised to any time, and a teacher's number",
+            loss="squared error against that teacher's head and features",
+            trains="the student",
+            ratio="",
+            begins="a common ancestor; data all teachers know",
+        ),
         cost="one forward and backward pass, and each sample's own teacher's forward pass (two with guidance); memory for all teachers",
     )
 

@@ -16,7 +16,7 @@ from limbeck.diffusion.method import DiffusionMethod
 from limbeck.diffusion.noise import wide
 from limbeck.losses.scores import per_sample, pseudo_huber
 from limbeck.memories import Entries
-from limbeck.method import Batch, Card, Outcome, Progress, Update
+from limbeck.method import Batch, Card, Outcome, Play, Progress, Update
 from limbeck.objectives import Loss
 from limbeck.randomness import fold
 
@@ -36,6 +36,13 @@ class Endpoints(DiffusionMethod):
         paper="Luhman, Luhman: Knowledge Distillation in Iterative Generative Models for Improved Sampling Speed, arXiv 2101.02388",
         needs=("prediction",),
         use_when="as a baseline; or as the first stage of a method whose student has to begin near the teacher's flow",
+        play=Play(
+            sampled="noise, one per row",
+            loss="squared distance to the end of the teacher's flow from the same noise",
+            trains="the student",
+            ratio="",
+            begins="the teacher; conditions",
+        ),
         cost="in the first epoch the teacher's whole sampling of every row, then one forward and backward pass; rows x dims numbers of memory",
     )
 

@@ -16,7 +16,7 @@ from limbeck.diffusion.method import DiffusionMethod
 from limbeck.diffusion.projected import Projected, gradient_penalty
 from limbeck.errors import RecipeError
 from limbeck.losses.adversarial import fooled, told_fake, told_real
-from limbeck.method import Batch, Card, Outcome, Progress, Update
+from limbeck.method import Batch, Card, Outcome, Play, Progress, Update
 from limbeck.objectives import Loss
 
 Values = Float[Tensor, "batch ..."]
@@ -41,6 +41,13 @@ class GDD(DiffusionMethod):
         needs=(),
         teacher_mode="none",
         use_when="the student is a trained diffusion model, there are data, and samples shall be as the data rather than as the teacher's",
+        play=Play(
+            sampled="noise",
+            loss="softplus GAN on frozen features; no score",
+            trains="the student (or its innate layers), the judge",
+            ratio="1 : 1, the student first; R1 every `r1_every`",
+            begins="the teacher; data",
+        ),
         cost="forward and backward passes of the student and of frozen features, three times; no pass of a teacher",
     )
 

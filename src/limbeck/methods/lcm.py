@@ -5,7 +5,7 @@ from __future__ import annotations
 from limbeck.diffusion.boundary import Bounded
 from limbeck.diffusion.further import give
 from limbeck.diffusion.guidance import GuidanceOption
-from limbeck.method import Batch, Card
+from limbeck.method import Batch, Card, Play
 from limbeck.methods.consistency import Consistency
 
 SCALE = "guidance_scale"
@@ -25,6 +25,13 @@ class LCM(Consistency):
         paper="Luo, Tan, Huang, Li, Zhao: Latent Consistency Models, arXiv 2310.04378; Luo et al.: LCM-LoRA, arXiv 2311.05556",
         needs=("prediction",),
         use_when="data and a teacher with guidance are at hand, and one student of few steps shall keep the scale as a knob",
+        play=Play(
+            sampled="data, noised to a time of a grid, a guidance scale",
+            loss="as consistency, the student told the scale",
+            trains="the student; a moving average is the target",
+            ratio="",
+            begins="the teacher; data",
+        ),
         cost="the teacher's guided step (two evaluations), the target's forward pass, one forward and backward pass",
     )
 

@@ -18,7 +18,7 @@ from limbeck.diffusion.predictors import Prediction
 from limbeck.diffusion.solvers import ddim, sample
 from limbeck.errors import RecipeError
 from limbeck.losses.scores import per_sample
-from limbeck.method import Batch, Card, Outcome, Procedure, Progress, Stage, StageResult, Update
+from limbeck.method import Batch, Card, Outcome, Play, Procedure, Progress, Stage, StageResult, Update
 from limbeck.methods.dmd2 import DMD2
 from limbeck.objectives import Loss
 from limbeck.schedules import Scalar
@@ -156,6 +156,13 @@ class MLCM(Procedure):
         paper=PAPER,
         needs=("prediction",),
         use_when="only conditions (prompts) are at hand, and a student of two to eight steps is wanted",
+        play=Play(
+            sampled="the teacher's own states, later the student's samples",
+            loss="consistency to the end of a segment, then across segments, then distribution matching",
+            trains="the student; in the last stage a critic and a judge",
+            ratio="stages; 1 : 1 in the last",
+            begins="the teacher; conditions",
+        ),
         cost="first stage: the teacher's walk to a time (up to walk * segments guided steps) and its step, three passes of the student's network, one of them backward",
     )
 

@@ -15,7 +15,7 @@ from limbeck.diffusion.method import DiffusionMethod
 from limbeck.diffusion.solvers import ddim
 from limbeck.errors import RecipeError
 from limbeck.losses.scores import Weighting
-from limbeck.method import Batch, Card, Outcome, Procedure, Progress, Stage, StageResult, Update
+from limbeck.method import Batch, Card, Outcome, Play, Procedure, Progress, Stage, StageResult, Update
 from limbeck.objectives import Loss
 
 
@@ -85,6 +85,13 @@ class Progressive(Procedure):
         paper="Salimans, Ho: Progressive Distillation for Fast Sampling of Diffusion Models, ICLR 2022, arXiv 2202.00512; Meng et al.: On Distillation of Guided Diffusion Models, CVPR 2023",
         needs=("prediction",),
         use_when="data are at hand and a deterministic sampler of few steps is wanted; no critic, no discriminator, nothing to balance",
+        play=Play(
+            sampled="data, noised to a time of the student's",
+            loss="squared error against where two steps of the predecessor land",
+            trains="the student",
+            ratio="rounds of half the steps",
+            begins="the teacher; data",
+        ),
         cost="per round the predecessor's two steps (four evaluations with guidance, in the first), one forward and backward pass; log2(first_steps / sampling_steps) + 1 rounds",
     )
 

@@ -18,7 +18,7 @@ from limbeck.diffusion.preference import dominates, log_density
 from limbeck.diffusion.solvers import sample
 from limbeck.errors import RecipeError
 from limbeck.losses.scores import Weighting
-from limbeck.method import Batch, Card, Outcome, Progress, Update
+from limbeck.method import Batch, Card, Outcome, Play, Progress, Update
 from limbeck.objectives import Loss
 from limbeck.sources import import_from
 
@@ -40,6 +40,13 @@ class PSO(DiffusionMethod):
         paper="Miao, Yang, Lin, Wang, Liu, Wang, Qiu: Tuning Timestep-Distilled Diffusion Model Using Pairwise Sample Optimization, ICLR 2025, arXiv 2410.03190",
         needs=("prediction",),
         use_when="a student of few steps exists, and shall be adapted without being distilled again; denoising would blur it",
+        play=Play(
+            sampled="its own samples, in pairs",
+            loss="logistic loss of log-ratios of its own steps, which reward or origin orders",
+            trains="the student (or low-rank updates)",
+            ratio="",
+            begins="a distilled student; conditions, a reward or chosen data",
+        ),
         cost="online two samples per row and, at every step but the last, two passes of the student with a gradient and two of the reference; offline one sample of the reference, two passes of each",
     )
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from limbeck.diffusion.solvers import ddim
 from limbeck.losses.adversarial import Game, fooled, told_fake, told_real
 from limbeck.losses.scores import per_sample, pseudo_huber
-from limbeck.method import Batch, Card, Outcome, Progress, Update
+from limbeck.method import Batch, Card, Outcome, Play, Progress, Update
 from limbeck.methods.lcm import LCM
 from limbeck.objectives import Loss
 
@@ -37,6 +37,13 @@ class SCott(LCM):
         paper="Liu et al.: SCott, Accelerating Diffusion Models with Stochastic Consistency Distillation, AAAI 2025, arXiv 2403.01505",
         needs=("prediction",),
         use_when="as lcm, where samples of one or two steps shall be sharper and more diverse",
+        play=Play(
+            sampled="data, noised to a time of a grid",
+            loss="consistency over random sub-steps of the teacher, and a hinge GAN",
+            trains="the student and the judge",
+            ratio="in one update",
+            begins="the teacher; data",
+        ),
         cost="`substeps` guided teacher steps, the target's forward pass, one forward and backward pass of student and of discriminator; memory for both",
     )
 

@@ -13,7 +13,7 @@ from limbeck.diffusion.implicit import score_identity
 from limbeck.diffusion.method import DiffusionMethod
 from limbeck.diffusion.times import LogNormal, TimesOption, Uniform
 from limbeck.losses.scores import Weighting, normaliser
-from limbeck.method import Batch, Card, Outcome, Progress, Update
+from limbeck.method import Batch, Card, Outcome, Play, Progress, Update
 from limbeck.objectives import Loss
 
 Values = Float[Tensor, "batch ..."]
@@ -35,6 +35,13 @@ class SiD(DiffusionMethod):
         needs=("prediction",),
         teacher_mode="through",
         use_when="there are no data but labels, and memory for the activations of three networks: samples keep more modes than by dmd2 without a GAN",
+        play=Play(
+            sampled="noise",
+            loss="(R - F) . ((R - x0) - a (R - F)) / nu, its gradient through R and F",
+            trains="the student, the critic F",
+            ratio="1 : 1, the critic first, a new batch for the student",
+            begins="the teacher; conditions",
+        ),
         cost="per step the student's samples and the critic's forward and backward pass; then forward and backward passes through student, critic and teacher (twice with guidance)",
     )
 

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from limbeck.diffusion.implicit import score_implicit
-from limbeck.method import Batch, Card
+from limbeck.method import Batch, Card, Play
 from limbeck.methods.sid import SiD
 
 Values = Float[Tensor, "batch ..."]
@@ -29,6 +29,13 @@ class SIM(SiD):
         needs=("prediction",),
         teacher_mode="through",
         use_when="as sid, where the learning rate shall matter less",
+        play=Play(
+            sampled="noise",
+            loss="the gradient of any distance of scores, by its identity; through R and F",
+            trains="the student, the critic F",
+            ratio="1 : 1, the critic first",
+            begins="the teacher; conditions",
+        ),
         cost="as sid",
     )
 

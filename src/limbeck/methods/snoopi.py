@@ -10,7 +10,7 @@ from limbeck.diffusion.method import PerSample, Values
 from limbeck.diffusion.negative import PREFIX, STRENGTH
 from limbeck.diffusion.predictors import Prediction
 from limbeck.errors import RecipeError
-from limbeck.method import Batch, Card
+from limbeck.method import Batch, Card, Play
 from limbeck.methods.vsd import VSD
 from limbeck.sources import operate
 
@@ -30,6 +30,13 @@ class SNOOPI(VSD):
         paper="Nguyen, Nguyen, Nguyen, Tran: SNOOPI, Supercharged One-step Diffusion Distillation with Proper Guidance, arXiv 2412.02687",
         needs=("prediction",),
         use_when="as vsd, where one fixed scale does not settle, or where samples shall obey negative prompts",
+        play=Play(
+            sampled="noise",
+            loss="as vsd, one drawn scale for both scores; negative conditions",
+            trains="the student, the critic F",
+            ratio="1 : 1, the student first",
+            begins="the teacher; conditions, negative ones",
+        ),
         cost="as vsd; with negative also a second attention in the student's cross-attention layers",
     )
 

@@ -16,7 +16,7 @@ from limbeck.diffusion.predictors import Prediction
 from limbeck.diffusion.solvers import ddim
 from limbeck.diffusion.trajectory import importance
 from limbeck.losses.scores import Weighting, normaliser, per_sample, pseudo_huber
-from limbeck.method import Batch, Card, Outcome, Progress, Update
+from limbeck.method import Batch, Card, Outcome, Play, Progress, Update
 from limbeck.objectives import Loss
 
 
@@ -36,6 +36,13 @@ class TDM(DiffusionMethod):
         paper="Luo et al.: Learning Few-Step Diffusion Models by Trajectory Distribution Matching, ICCV 2025, arXiv 2503.06674",
         needs=("prediction",),
         use_when="two to four steps are allowed, samples shall follow from their noise alone, and there are prompts or classes but no data",
+        play=Play(
+            sampled="states of the student's own trajectory",
+            loss="distance to sg[x0 + (R - F) / nu] inside a segment of times",
+            trains="the student, the critic F",
+            ratio="1 : 1, the critic first",
+            begins="the teacher; conditions",
+        ),
         cost="per step the student's trajectory without a graph and one pass with, a pass of the teacher (two with guidance), two of the critic; memory for a third network",
     )
 

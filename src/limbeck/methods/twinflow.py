@@ -16,7 +16,7 @@ from limbeck.diffusion.method import DiffusionMethod
 from limbeck.diffusion.noise import Flow, wide
 from limbeck.errors import RecipeError
 from limbeck.losses.scores import inject, per_sample
-from limbeck.method import Batch, Card, Outcome, Progress, Update
+from limbeck.method import Batch, Card, Outcome, Play, Progress, Update
 from limbeck.objectives import Loss
 
 Values = Float[Tensor, "batch ..."]
@@ -43,6 +43,13 @@ class TwinFlow(DiffusionMethod):
         paper="TwinFlow: Realizing One-step Generation on Large Models with Self-adversarial Flows, ICLR 2026, arXiv 2512.05150",
         needs=(),
         use_when="a flow model shall generate in one step, and there is no memory for a critic; a teacher is not needed",
+        play=Play(
+            sampled="data and noise; its own samples at negative times",
+            loss="matching of its own velocities at plus and minus t, beside flow and self-consistency",
+            trains="one network, its moving average",
+            ratio="one update",
+            begins="a flow or nothing; data",
+        ),
         cost="six passes of the network with a gradient to four of them, 2 * order + 2 of its EMA copy (or two of a teacher); memory for one copy",
     )
 

@@ -15,7 +15,7 @@ from limbeck.diffusion.noise import wide
 from limbeck.diffusion.predictors import Prediction
 from limbeck.diffusion.times import TimesOption, Uniform
 from limbeck.losses.scores import Weighting, inject
-from limbeck.method import Batch, Card, Outcome, Progress, Update
+from limbeck.method import Batch, Card, Outcome, Play, Progress, Update
 from limbeck.objectives import Loss
 
 
@@ -35,6 +35,13 @@ class VSD(DiffusionMethod):
         paper="Nguyen, Tran: SwiftBrush, One-Step Text-to-Image Diffusion Model with Variational Score Distillation, CVPR 2024, arXiv 2312.05239",
         needs=("prediction",),
         use_when="the teacher is conditional and used with guidance, and there are no pictures but prompts or classes",
+        play=Play(
+            sampled="noise",
+            loss="gradient sigma^2 (eps_R - eps_F), both guided",
+            trains="the student, the critic F (or its low-rank updates)",
+            ratio="1 : 1, the student first",
+            begins="the teacher; conditions",
+        ),
         cost="the student's forward and backward pass, two passes of the teacher and two of the critic without a graph, one with; memory for a third network, or for its low-rank updates",
     )
 

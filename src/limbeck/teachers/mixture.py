@@ -10,6 +10,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from limbeck.actors import Replace, Teacher
+from limbeck.data.collate import pick
+from limbeck.diffusion.network import DiffusionNetwork
+from limbeck.diffusion.styles import STYLE
 from limbeck.errors import RecipeError, nearest
 from limbeck.signals import Place, Projection, Signals, weighted_sum
 
@@ -32,6 +35,9 @@ class Mixture(Teacher):
 
     One member alone gives its own logits, bit for bit. Members that know different classes have no mixed `logits`: a
     method reads `name.logits` of each, or it is refused when it asks.
+
+    Denoising networks are not mixed: a method asks each of them (`members`), and a row's sample, for figures, is made by one of
+    them, see `chosen`.
     """
 
     def __init__(self, members: Mapping[str, Teacher], *, by: str = "mean"):
@@ -103,6 +109,8 @@ class Mixture(Teacher):
         """The mixed `logits`, and every member's signals as `member.signal`."""
         if until is not None:
             raise RecipeError("a mixture has no single place to stop at; ask one of its members.")
+        if self.generates and (reads is None or "generated" in reads):
+            return Signals({"generated": self._generated(batch)})
         heard: dict[str, Signals] = {}
         for name, member in self._members.items():
             wanted = None
@@ -119,6 +127,43 @@ class Mixture(Teacher):
         if not self._apart and (reads is None or "logits" in reads):
             signals["logits"] = self._mix([found["logits"] for found in heard.values()], batch)
         return signals
+
+    @property
+    def generates(self) -> bool:
+        """Whether all members are denoising networks."""
+        return all(isinstance(member.model, DiffusionNetwork) for member in self._members.values())
+
+    def chosen(self, batch: Mapping[str, Any]) -> Int64[Tensor, "batch"]:
+        """By position, the member that makes a row's sample: that of the column `by`, else of `style`; without either row i has member i modulo their count.
+
+        Raises:
+            RecipeError: the column names a member that is not there.
+        """
+        column = self._styled(batch)
+        found = batch["id"] % len(self._members) if column is None else batch[column].long()
+        if column is not None and not 0 <= int(found.min()) <= int(found.max()) < len(self._members):
+            raise RecipeError(
+                f"the column '{column}' says which teacher a row is of, from {int(found.min())} to {int(found.max())}, and there are "
+                f"{len(self._members)}: {', '.join(self._members)} (0 to {len(self._members) - 1})."
+            )
+        return found
+
+    def describe_samples(self, batch: Mapping[str, Any]) -> str:
+        """Who made the samples that are measured, in a sentence."""
+        column, names = self._styled(batch), ", ".join(self._members)
+        how = f"number (row modulo {len(self._members)})" if column is None else f"that which the column '{column}' names"
+        return f"each row's sample is of one of {names}: {how}"
+
+    def shown(self, batch: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """Members are shown what their own views say; there is no view of all.
+
+        Raises:
+            RecipeError: always.
+        """
+        raise RecipeError(
+            f"the teacher is a mixture ({', '.join(self._members)}), which is shown nothing as a whole: this method asks one network. Give one "
+            "teacher, or take a method that asks each of them (of denoising networks: method=dmm)."
+        )
 
     def look_at(self, columns: Any) -> Any:
         """Settle every member's view."""
@@ -186,6 +231,31 @@ class Mixture(Teacher):
         alike = first is not None and all(other is not None and first.same_as(other) for other in others)
         return first if alike else None
 
+    def _styled(self, batch: Mapping[str, Any]) -> str | None:
+        """The column that says whose a row is, if there is one."""
+        if self.by not in RULES and self.by not in batch:
+            raise self._no_column(batch)
+        return next((name for name in (self.by, STYLE) if name not in RULES and name in batch), None)
+
+    def _generated(self, batch: Mapping[str, Any]) -> Float[Tensor, "batch ..."]:
+        style = self.chosen(batch)
+        rows = [torch.nonzero(style == k).flatten() for k in range(len(self._members))]
+        made = [
+            member(pick(dict(batch), own))["generated"]
+            for member, own in zip(self._members.values(), rows)
+            if len(own)
+        ]
+        if len({part.shape[1:] for part in made}) > 1:
+            raise RecipeError(
+                f"the teachers {', '.join(self._members)} make samples of different shapes: {', '.join(str(list(part.shape[1:])) for part in made)}."
+            )
+        return torch.cat(made)[torch.cat(rows).argsort()]
+
+    def _no_column(self, batch: Mapping[str, Any]) -> RecipeError:
+        return RecipeError(
+            f"teacher.by '{self.by}' is neither a rule nor a column. {nearest(self.by, [*RULES, *map(str, batch)])}"
+        )
+
     def _mix(self, given: list[Logits], batch: Mapping[str, Any]) -> Logits:
         if len(given) == 1:
             return given[0]
@@ -199,8 +269,6 @@ class Mixture(Teacher):
             entropy = -(logp.exp() * logp.clamp(min=-1e4)).sum(-1)
             return ((-entropy).softmax(0).unsqueeze(-1) * stacked).sum(0).to(stacked.dtype)
         if self.by not in batch:
-            raise RecipeError(
-                f"teacher.by '{self.by}' is neither a rule nor a column. {nearest(self.by, [*RULES, *map(str, batch)])}"
-            )
+            raise self._no_column(batch)
         chosen = batch[self.by].long()
         return stacked[chosen, torch.arange(len(chosen), device=chosen.device)]
