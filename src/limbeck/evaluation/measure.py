@@ -99,6 +99,8 @@ def measure(
         "latency_ms": None,
         "figures": figures,
     }
+    if isinstance(actor, Mixture) and actor.generates:
+        measured.entry["samples_of"] = actor.describe_samples(next(once()))
     if time_it and not actor.stored and not actor.far:
         measured.entry["latency_ms"] = latency(actor, once)
         if "speed" in checks:

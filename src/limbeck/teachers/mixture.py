@@ -151,7 +151,9 @@ class Mixture(Teacher):
     def describe_samples(self, batch: Mapping[str, Any]) -> str:
         """Who made the samples that are measured, in a sentence."""
         column, names = self._styled(batch), ", ".join(self._members)
-        how = f"number (row modulo {len(self._members)})" if column is None else f"that which the column '{column}' names"
+        how = (
+            f"number (row modulo {len(self._members)})" if column is None else f"that which the column '{column}' names"
+        )
         return f"each row's sample is of one of {names}: {how}"
 
     def shown(self, batch: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -241,9 +243,7 @@ class Mixture(Teacher):
         style = self.chosen(batch)
         rows = [torch.nonzero(style == k).flatten() for k in range(len(self._members))]
         made = [
-            member(pick(dict(batch), own))["generated"]
-            for member, own in zip(self._members.values(), rows)
-            if len(own)
+            member(pick(dict(batch), own))["generated"] for member, own in zip(self._members.values(), rows) if len(own)
         ]
         if len({part.shape[1:] for part in made}) > 1:
             raise RecipeError(
