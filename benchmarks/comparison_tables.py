@@ -152,7 +152,7 @@ def by_method(files: Iterable[Mapping[str, Any]]) -> dict[str, list[dict[str, An
     for file in files:
         for where, problem in problems(file):
             for arm in problem["arms"]:
-                for base in BASES:
+                for base in problem.get("bases", BASES):
                     difference = oriented(problem, against(arm, base))
                     if difference is not None and "+" not in arm["method"]:
                         found.setdefault(arm["method"], []).append(
@@ -170,5 +170,9 @@ def problems(file: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]
     if "targets" in file:
         words = file.get("targets_are", "student sees")
         yield from ((f"{file['dataset']}, {words} {name}", problem) for name, problem in file["targets"].items())
+    elif file.get("kind") == "generation":  # a problem per number of evaluations
+        for n in sorted({arm["evaluations"] for arm in file["arms"]}):
+            arms = [arm for arm in file["arms"] if arm["evaluations"] == n]
+            yield f"{file['dataset']}, {n} step{'s' if n > 1 else ''}", {**file, "arms": arms}
     elif "arms" in file and isinstance(file["arms"], list):
         yield file["dataset"], file

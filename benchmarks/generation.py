@@ -6,7 +6,7 @@ FOLDER holds digits_image_audio (for mnist: 5,000 of its training pictures). The
 pictures are flows trained here on the data, unguided. Every student begins with the weights of such a flow. One method after another is
 given `cpu_seconds` of one core for training, whatever a step of it costs: steps are counted by a short probe before. Of two
 learning rates per method the better is taken, by a seed and rows that the figures do not use (mnist takes that of digits).
-Methods have their defaults but for what `ARMS` says; none is guided. Distances are to held-out data: MMD for points, the
+Methods have their defaults but for what `ARMS` says; none is guided. Distances are to held-out data: sliced Wasserstein for points, the
 Frechet distance of a classifier's 64 features for pictures. The figures go to benchmarks/evidence/generation-SET.json;
 `python benchmarks/tables.py` makes the page. The same call goes on after a stop.
 """
@@ -38,6 +38,7 @@ from limbeck.models.toy import ring
 
 HERE = Path(__file__).resolve().parent
 TUNING, PROBE = 99, 40
+BASES = ("endpoints", "consistency")
 RING = {"modes": 8, "std": 0.05, "labels": [0, 1] * 4}
 
 
@@ -112,7 +113,7 @@ PLAIN = {"select": "last", "validate_every": 100_000, "ema": 0.99, "warmup": 0.0
 BEDS = {
     "ring": Bed(
         notes="eight Gaussians on a circle (standard deviation 0.05), every other one of the same class; 8,192 points",
-        metric="mmd",
+        metric="sliced_wasserstein",
         student=network("PointDenoiser", width=128, classes=2, **FLOW),
         base={"steps": 6000, "batch_size": 256, "lr": 1e-3, **PLAIN},
         train={"batch_size": 256, **PLAIN},
@@ -381,13 +382,15 @@ class Bench:
                 runs = {seed: self.trained(name, steps, rate, seed) for seed in seeds}
                 for n in arm.measured or (steps,):
                     if n in self.bed.steps:
-                        arms.append({"arm": name, "evaluations": n, "lr": rate} | told(runs, str(n)))
+                        own = {"arm": name, "method": arm.method["use"], "evaluations": n, "lr": rate}
+                        arms.append(own | told(runs, str(n)))
         return {
             "dataset": self.name,
             "kind": "generation",
             "notes": self.bed.notes,
             "metric": self.bed.metric,
             "higher_is_better": False,
+            "bases": BASES,
             "command": f"python -m benchmarks.generation --packs FOLDER --sets {self.name}",
             "seeds": seeds,
             "cpu_seconds": self.bed.cpu_seconds,
@@ -425,6 +428,7 @@ def told(runs: dict[int, dict[str, Any]], n: str) -> dict[str, Any]:
         "sd": {name: statistics.stdev([f[name] for f in good.values()]) for name in names} if len(good) > 1 else {},
         "steps": next(iter(runs.values()))["steps"],
         "cpu_seconds": statistics.fmean(run.get("cpu_seconds", 0.0) for run in runs.values()),
+        "finished": len(good),
         "failed": [run["failed"] for run in runs.values() if "failed" in run],
     }
 
@@ -434,7 +438,7 @@ def compared(arms: list[dict[str, Any]], seeds: list[int], metric: str) -> list[
     by = {(arm["arm"], arm["evaluations"]): arm["values"] for arm in arms}
     for arm in arms:
         arm["differences"] = {}
-        for base, n in (("endpoints", 1), ("consistency", arm["evaluations"])):
+        for base, n in zip(BASES, (1, arm["evaluations"])):
             other = by.get((base, n), {})
             pairs = [
                 arm["values"][s][metric] - other[s][metric]
@@ -443,7 +447,7 @@ def compared(arms: list[dict[str, Any]], seeds: list[int], metric: str) -> list[
             ]
             if base != arm["arm"] and len(pairs) > 1 and (base != "endpoints" or arm["evaluations"] == 1):
                 found = intervals.paired_t(pairs)
-                arm["differences"][base] = {"mean": found.mean, "low": found.low, "high": found.high}
+                arm["differences"][base] = {"seeds": {"mean": found.mean, "low": found.low, "high": found.high}}
     return arms
 
 

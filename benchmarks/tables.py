@@ -19,6 +19,7 @@ sys.path.insert(0, str(HERE))
 
 import draft_tables  # noqa: E402
 import encoder_tables  # noqa: E402
+import generation_tables  # noqa: E402
 import language_tables  # noqa: E402
 from comparison_tables import across, by_method, interval, roads, single, spread, verdict  # noqa: E402
 
@@ -103,6 +104,9 @@ def build(evidence: Path = HERE / "evidence", results: Path = HERE / "results") 
     ):
         if (file := evidence / f"{name}.json").exists():
             parts += [head, told(json.loads(file.read_text()))]
+    generators = [json.loads(file.read_text()) for file in sorted(evidence.glob("generation-*.json"))]
+    if generators:
+        parts += [generation_tables.HEAD, *map(generation_tables.section, generators)]
     overheads = sorted(results.glob("overhead*.json"))
     if overheads:
         parts += [OVERHEAD, *(overhead(json.loads(file.read_text())) for file in overheads)]

@@ -1,0 +1,132 @@
+"""The part of docs/evidence.md on generators, out of benchmarks/evidence/generation-*.json."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from comparison_tables import against, interval, spread, verdict
+
+from limbeck.evaluation import intervals
+
+HEAD = """## Generators of one to four steps
+
+Each student begins as a flow that was trained on the data (for the points: on samples of a teacher that is a formula), and has the same
+CPU time of one core with every method, whatever a step costs; less is better in the distances. No method is guided, so that all of them
+aim at the same distribution. `denoising, more of it` is the student without a teacher: the same time spent on what it was trained with.
+Of two learning rates each method took the better by another seed and against training rows; everything else is the method's default.
+Differences are paired by seed (Student's t). One teacher per set, so intervals tell about trainings, not about teachers; and minutes of one
+core are far from the days on many devices of the papers, so what is slow to settle (critics, discriminators) has it harder here.
+"""
+# what the papers say, as differences that can be looked at: text, the better arm, the other, evaluations, figure
+CLAIMS: list[tuple[str, str, str, int, str]] = [
+    ("BOOT: one step is far better than the teacher's one step", "boot", "teacher, 1 steps", 1, "metric"),
+    ("SwiftBrush (vsd): one step is better than the teacher's one step", "vsd", "teacher, 1 steps", 1, "metric"),
+    ("DMD2: distribution matching is better than regression to the flow's ends", "dmd2", "endpoints", 1, "metric"),
+    ("DMD2: five critic steps are better than one", "dmd2", "dmd2, a critic step each", 1, "metric"),
+    ("DMD2: the GAN helps", "dmd2 with GAN", "dmd2", 1, "metric"),
+    ("SIM: more modes are kept than by reverse KL (recall)", "sim", "dmd2", 1, "recall"),
+    ("SIM: its distance is better than SiD's", "sim", "sid", 1, "metric"),
+    ("SNOOPI: a drawn scale is no worse than a fixed one", "snoopi", "vsd", 1, "metric"),
+    ("GDD: a GAN alone from the teacher's weights is better than regression", "gdd", "endpoints", 1, "metric"),
+    ("SCott: stochastic steps and a GAN are better than consistency in two steps", "scott", "consistency", 2, "metric"),
+    ("SCott: and in four", "scott", "consistency", 4, "metric"),
+    ("MLCM: segments are better than consistency in four steps", "mlcm", "consistency", 4, "metric"),
+    ("TDM: at four steps it is no worse than DMD2", "tdm", "dmd2", 4, "metric"),
+    ("TDM: at four steps it is better than consistency", "tdm", "consistency", 4, "metric"),
+    ("TwinFlow: in one step it is better than flow matching", "twinflow", "denoising, more of it", 1, "metric"),
+    ("TwinFlow: it comes near to DMD2 without a critic", "twinflow", "dmd2", 1, "metric"),
+    ("Progressive: four steps are better than the teacher's four", "progressive", "teacher, 4 steps", 4, "metric"),
+]
+HIGHER = {"recall", "precision", "density", "coverage", "conditional_accuracy", "diversity", "modes"}
+
+
+def section(found: Mapping[str, Any]) -> str:
+    """One set of data: references, methods, and what the papers say."""
+    metric = found["metric"]
+    counts = sorted({arm["evaluations"] for arm in found["arms"]})
+    further = ["recall", "conditional_accuracy"] if metric == "frechet" else ["recall", "modes"]
+    heads = [f"{n} step{'s' if n > 1 else ''}" for n in counts]
+    lines = [
+        f"### {found['dataset']}\n",
+        f"{found['notes'][0].upper()}{found['notes'][1:]}. {metric.replace('_', ' ').capitalize()}; {found['cpu_seconds']:.0f} s of CPU time "
+        f"per training; {len(found['seeds'])} seeds. Recall and the last column are at the fewest steps that were measured.\n",
+        f"| method | {' | '.join(heads)} | {' | '.join(name.replace('_', ' ') for name in further)} | training steps |",
+        "|---" * (len(heads) + len(further) + 2) + "|",
+    ]
+    by = _by(found)
+    for name in ordered(found):
+        arms = {n: by.get((name, n)) for n in counts}
+        least = next(arm for arm in arms.values() if arm is not None)
+        cells = ["" if arm is None else _shown(arm, metric) for arm in arms.values()]
+        more = [f"{least['mean'][key]:.2f}" if key in least["mean"] else "" for key in further]
+        trained = " / ".join(dict.fromkeys(f"{arm['steps']:,}" for arm in arms.values() if arm is not None))
+        lines.append(f"| {name} | {' | '.join([*cells, *more])} | {trained} |")
+    lines += ["", _references(found), "", *_told(found), "", *_claims(found), "", f"Again: `{found['command']}`\n"]
+    return "\n".join(lines)
+
+
+def ordered(found: Mapping[str, Any]) -> list[str]:
+    """Arms, the best at the fewest steps first; those that failed last."""
+    by, best = _by(found), {}
+    for (name, n), arm in sorted(by.items(), key=lambda item: item[0][1]):
+        best.setdefault(name, (n, arm["mean"].get(found["metric"], float("inf"))))
+    return sorted(best, key=lambda name: best[name])
+
+
+def _by(found: Mapping[str, Any]) -> dict[tuple[str, int], Mapping[str, Any]]:
+    return {(arm["arm"], arm["evaluations"]): arm for arm in found["arms"]}
+
+
+def _shown(arm: Mapping[str, Any], metric: str) -> str:
+    if not arm["mean"]:
+        return "failed"
+    row = {"mean": arm["mean"][metric], "sd": arm["sd"].get(metric)}
+    return spread(row) + (f" ({len(arm['failed'])} failed)" if arm["failed"] else "")
+
+
+def _references(found: Mapping[str, Any]) -> str:
+    metric = found["metric"]
+    said = [f"{name} {statistics.fmean(one[metric] for one in runs):.3f}" for name, runs in found["references"].items()]
+    return f"For comparison: {'; '.join(said)}."
+
+
+def _told(found: Mapping[str, Any]) -> list[str]:
+    said = []
+    for base in ("endpoints", "consistency"):
+        for n in sorted({arm["evaluations"] for arm in found["arms"]}):
+            groups: dict[str, list[str]] = {"better than": [], "worse than": [], "not told apart from": []}
+            for arm in found["arms"]:
+                if arm["evaluations"] == n and (d := against(arm, base)) is not None:
+                    groups[verdict(_turned(d))].append(arm["arm"])
+            told = [f"{words.rsplit(' ', 1)[0]}: {', '.join(names)}" for words, names in groups.items() if names]
+            if told:
+                said.append(f"Against {base} with {n} step{'s' if n > 1 else ''}, {'; '.join(told)}.")
+    return said
+
+
+def _claims(found: Mapping[str, Any]) -> list[str]:
+    """What the papers say, and whether it is seen."""
+    by, lines = _by(found), []
+    for text, one, other, n, figure in CLAIMS:
+        name = found["metric"] if figure == "metric" else figure
+        ours = {seed: f[name] for seed, f in by[one, n]["values"].items()} if (one, n) in by else {}
+        if other in found["references"]:
+            theirs = {str(s): f[name] for s, f in zip(found["seeds"], found["references"][other])}
+        else:
+            theirs = {seed: f[name] for seed, f in by[other, n]["values"].items()} if (other, n) in by else {}
+        pairs = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+        if len(pairs) < 2:
+            continue
+        d = intervals.paired_t(pairs)
+        difference = {"mean": d.mean, "low": d.low, "high": d.high}
+        seen = verdict(difference if name in HIGHER else _turned(difference))
+        word = {"better than": "yes", "worse than": "no, the other way round", "not told apart from": "not told apart"}
+        lines.append(f"| {text} | {word[seen]} | {interval(difference)} |")
+    return ["| what the paper says | here | difference (95 %) |", "|---|---|---|", *lines] if lines else []
+
+
+def _turned(difference: Mapping[str, Any]) -> dict[str, Any]:
+    low, high = (None if difference[key] is None else -difference[key] for key in ("high", "low"))
+    return {"mean": -difference["mean"], "low": low, "high": high}

@@ -1,0 +1,94 @@
+"""The page on generators says what its files say: pairs by seed, which way is better, failures, what papers claim."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+for folder in (ROOT, ROOT / "benchmarks"):
+    sys.path.insert(0, str(folder))
+try:
+    import comparison_tables
+    import generation_tables
+    from benchmarks.generation import ARMS, BASES, compared, told
+finally:
+    del sys.path[:2]
+
+
+def arm(name, n, values, **more):
+    """An arm as the evidence has it, the metric's values by seed."""
+    runs = {
+        seed: {"steps": 100, "cpu_seconds": 1.0, "figures": {str(n): {"frechet": v, "recall": 1 - v}}}
+        for seed, v in enumerate(values)
+    }
+    return {"arm": name, "method": name, "evaluations": n, "lr": 1e-3} | told(runs, str(n)) | more
+
+
+def found(*arms):
+    made = compared(list(arms), [0, 1, 2], "frechet")
+    references = {"teacher, 1 steps": [{"frechet": 0.9}] * 3, "training data": [{"frechet": 0.1}]}
+    facts = {"dataset": "d", "notes": "nothing", "metric": "frechet", "higher_is_better": False, "kind": "generation"}
+    return facts | {
+        "cpu_seconds": 1.0,
+        "seeds": [0, 1, 2],
+        "bases": BASES,
+        "references": references,
+        "arms": made,
+        "command": "c",
+    }
+
+
+FOUND = found(
+    arm("endpoints", 1, [0.5, 0.6, 0.7]),
+    arm("dmd2", 1, [0.4, 0.48, 0.62]),
+    arm("dmd2", 4, [0.2, 0.2, 0.2]),
+    arm("consistency", 4, [0.3, 0.32, 0.31]),
+)
+
+
+def test_differences_are_paired_by_seed_at_the_same_number_of_steps():
+    by = {(a["arm"], a["evaluations"]): a["differences"] for a in FOUND["arms"]}
+    difference = by["dmd2", 1]["endpoints"]["seeds"]
+    assert difference["mean"] == pytest.approx(-0.1)
+    half = 4.302652729911275 * 0.02 / 3**0.5  # t(.975, 2) s / sqrt(3): the differences are -.1, -.12, -.08
+    assert (difference["low"], difference["high"]) == pytest.approx((-0.1 - half, -0.1 + half))
+    assert by["dmd2", 4].keys() == {"consistency"}
+    assert by["endpoints", 1] == {}
+
+
+def test_less_is_better_in_the_sentences_and_what_the_papers_say_is_looked_at():
+    page = generation_tables.section(FOUND)
+    assert "Against endpoints with 1 step, better: dmd2." in page
+    assert "Against consistency with 4 steps, better: dmd2." in page
+    assert "| DMD2: distribution matching is better than regression to the flow's ends | yes |" in page
+    assert "teacher, 1 steps 0.900" in page
+    rows = [line for line in page.splitlines() if line.startswith(("| dmd2 ", "| endpoints", "| consistency"))]
+    assert [row.split(" | ")[0] for row in rows] == ["| dmd2", "| endpoints", "| consistency"]
+
+
+def test_recall_is_better_when_there_is_more():
+    one = found(arm("sim", 1, [0.3, 0.31, 0.3]), arm("dmd2", 1, [0.6, 0.6, 0.62]))
+    assert "| SIM: more modes are kept than by reverse KL (recall) | yes |" in generation_tables.section(one)
+
+
+def test_what_failed_is_said():
+    runs = {0: {"steps": 9, "figures": {}, "failed": "not finite"}, 1: {"steps": 9, "figures": {}, "failed": "no"}}
+    failed = {"arm": "sid", "method": "sid", "evaluations": 1, "lr": 1.0} | told(runs, "1")
+    page = generation_tables.section(found(arm("endpoints", 1, [0.5, 0.6, 0.7]), failed))
+    assert "| sid | failed |" in page
+
+
+def test_cards_know_it_with_less_as_better():
+    (entry,) = [e for e in comparison_tables.by_method([FOUND])["dmd2"] if e["than"] == "endpoints"]
+    assert entry["data"] == "d, 1 step"
+    assert entry["mean"] == pytest.approx(0.1)
+    assert entry["seeds"] == 3
+
+
+def test_arms_name_methods_that_there_are():
+    from limbeck.methods import all_methods
+
+    assert {a.method["use"] for a in ARMS.values()} <= all_methods().keys()
+    names = ARMS.keys() | {f"teacher, {n} steps" for n in (1, 2, 4, 20, 100)}
+    assert all({one, other} <= names for _, one, other, _, _ in generation_tables.CLAIMS)
