@@ -11,15 +11,15 @@ from typing import Any, Literal, NoReturn
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from limbeck.actors import Batch, Replace, Teacher
+from limbeck.actors import Batch, Replace
 from limbeck.errors import RecipeError
 from limbeck.language.tokens import Tokens
-from limbeck.signals import Place, Signals
+from limbeck.signals import Signals
 from limbeck.sketches import Sketch
-from limbeck.sources import Source
 from limbeck.teachers import naming, sketching
+from limbeck.teachers.answers_only import AnswersOnly
 from limbeck.teachers.asking import EndpointError, Price, Server
 from limbeck.teachers.journal import NAME, Journal, key_of
 from limbeck.views import View
@@ -27,7 +27,7 @@ from limbeck.views import View
 __all__ = ["Endpoint", "EndpointError", "Price"]
 
 
-class Endpoint(Teacher):
+class Endpoint(AnswersOnly):
     """A model behind an OpenAI-compatible server, which gives `logits`.
 
     Without `prompt` it is a causal language model that is shown token ids, and `logits` is a `Sketch` [B, L, classes]: at
@@ -62,6 +62,9 @@ class Endpoint(Teacher):
     """
 
     far = True
+    only = "an endpoint gives answers only"
+    itself = "the model itself: teacher=PATH"
+    holds = ["logits"]
 
     def __init__(
         self,
@@ -92,19 +95,13 @@ class Endpoint(Teacher):
         self._classes = classes
         self._ids: dict[str, int | None] | None = None
         self.server = Server(endpoint, model, timeout, tries, self._id if tokenizer is not None else None)
-        self.model = type(model, (_Far,), {})()  # figures and reports name a teacher by its network's class
-        self.source = _Answering(self.model, None, None)
-        self.source.said = f"{model} at {endpoint}"
+        self._stand_in(model, f"{model} at {endpoint}")
         named = isinstance(tokenizer, (str, Path))
         self.source.tokenizer = str(tokenizer) if named else None
         self._tokenizer = (
             None if named or tokenizer is None else tokenizer if isinstance(tokenizer, Tokens) else Tokens(tokenizer)
         )
         self.view = None if view is None else View.of(view)
-        self.paths: dict[str, str] = {}
-        self.places: dict[str, Place] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.may_stop_early = True
         self.allowed: Callable[[], None] = lambda: None
         self._run = ""
         self._journal: Journal | None = Journal(journal) if journal is not None else None
@@ -112,36 +109,8 @@ class Endpoint(Teacher):
     def __repr__(self) -> str:
         return f"Endpoint({self.server.endpoint!r}, {self.server.model!r})"
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Endpoint:
-        return self  # it learns nothing
-
     def __reduce__(self) -> tuple[Any, ...]:
         return _again, (self._given | {"journal": self._journal.path if self._journal else None},)
-
-    @property
-    def mode(self) -> Literal["frozen", "through"]:  # type: ignore[override]
-        """`frozen`: nothing goes through it."""
-        return "frozen"
-
-    @mode.setter
-    def mode(self, value: str) -> None:
-        if value == "through":
-            raise RecipeError(
-                "this method works inside the teacher (features are replaced, or gradients go through it), and an endpoint gives answers only. "
-                "Use a method that reads them (kd), or the model itself: teacher=PATH"
-            )
-
-    @property
-    def learning(self) -> bool:  # type: ignore[override]
-        """Never."""
-        return False
-
-    @learning.setter
-    def learning(self, value: bool) -> None:
-        if value:
-            raise RecipeError(
-                "this method trains the teacher, and an endpoint cannot be trained. Use the model itself."
-            )
 
     @property
     def journal(self) -> Journal:
@@ -225,14 +194,7 @@ class Endpoint(Teacher):
             EndpointError: the server does not answer, or not what was asked; answers that came are kept.
             RecipeError: another signal, or something to be done inside the teacher.
         """
-        if replace or until is not None:
-            what = f"replaces '{next(iter(replace))}'" if replace else f"stops at '{until}'"
-            raise RecipeError(
-                f"the method {what} inside the teacher, and an endpoint gives answers only. Use the model itself."
-            )
-        for name in reads or ():
-            if name != "logits":
-                raise RecipeError(self.lacks(name))
+        self._only_read(replace, until, reads)
         if self.view is None:
             self.look_at(batch)
         return Signals(logits=self._sketch(batch) if self.prompt is None else self._said(batch))
@@ -240,9 +202,6 @@ class Endpoint(Teacher):
     def tap(self, name: str, path: str) -> NoReturn:
         """There is no network to listen to."""
         raise RecipeError(f"{path}: {self.lacks(name)}")
-
-    def listen_again(self) -> None:
-        """Nothing to do."""
 
     def look_at(self, columns: Iterable[str]) -> View:
         """The columns that are sent, where none were named."""
@@ -260,12 +219,6 @@ class Endpoint(Teacher):
         else:
             self.shapes = {"logits": (*self._tokens_of(batch)[0].shape[1:], self.classes)}
         return self.shapes
-
-    def shown(self, batch: Batch) -> NoReturn:
-        """Nothing is shown to a network here."""
-        raise RecipeError(
-            f"{self.server.endpoint} is asked over the network; there is no network here to be shown anything."
-        )
 
     def lacks(self, name: str) -> str:
         """The sentence for somebody who reads another signal."""
@@ -385,24 +338,6 @@ class Endpoint(Teacher):
             raise RecipeError(
                 f"teacher.certainty={certainty}: needed is more than 1/{len(self.labels)} (knowing nothing) and at most 1."
             )
-
-
-class _Far(nn.Module):
-    """Stands where a teacher has its network."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """There is none."""
-        raise RecipeError("a teacher behind an endpoint has no network to run here: ask the teacher.")
-
-
-class _Answering(Source):
-    """Where answers come from; the weights are as they are, somewhere else."""
-
-    said = ""
-
-    def describe(self) -> str:
-        """The model and its server."""
-        return self.said
 
 
 def batch_device(batch: Batch) -> torch.device:

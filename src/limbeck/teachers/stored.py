@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int64
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from limbeck.actors import Batch, Replace, Teacher
 from limbeck.caching import form, packing
@@ -20,8 +20,8 @@ from limbeck.caching.form import is_cache
 from limbeck.data.tensors import Data
 from limbeck.errors import RecipeError
 from limbeck.randomness import seeds_for
-from limbeck.signals import Place, Signals
-from limbeck.sources import Source
+from limbeck.signals import Signals
+from limbeck.teachers.answers_only import AnswersOnly
 from limbeck.views import View
 
 __all__ = ["Stored", "is_cache"]
@@ -30,26 +30,7 @@ __all__ = ["Stored", "is_cache"]
 _LOOKS = 2  # how many batches of a training are compared with the data
 
 
-class _Known(Source):
-    """Where answers came from."""
-
-    said = ""
-
-    def describe(self) -> str:
-        """The cache, and the teacher that was asked."""
-        assert self.spec is not None
-        return f"stored answers in {self.spec['model']} of {self.said}"
-
-
-class _Absent(nn.Module):
-    """Stands where a teacher has its network."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """There is none."""
-        raise RecipeError("a stored teacher has no network to run: it only gives back what it said.")
-
-
-class Stored(Teacher):
+class Stored(AnswersOnly):
     """The answers of a teacher about one data set, asked once by `limbeck cache`.
 
     It gives back what was stored, per sample and (where the teacher's view draws) per random view, in the type in which
@@ -89,9 +70,8 @@ class Stored(Teacher):
         self.packings = {name: packing.read(spec) for name, spec in self.header["signals"].items()}
         self._open()
         told = self.header["teacher"]
-        self.model = type(told["name"], (_Absent,), {})()  # figures and reports name a teacher by its network's class
-        self.source = _Known(self.model, {"model": str(folder)}, self.folder.resolve())
-        self.source.said = told["from"]
+        self._stand_in(told["name"], f"stored answers in {folder} of {told['from']}", self.folder)
+        self.only = f"{self.folder} holds its answers only"
         place = tokenizer if tokenizer is not None else told.get("tokenizer")
         if place is not None and (tokenizer is not None or Path(place).exists()):  # the teacher's folder may be gone
             self.source.tokenizer = str(place)
@@ -99,14 +79,12 @@ class Stored(Teacher):
         self.view = View.of(told["view"])
         self.labels = list(map(str, labels)) if labels is not None else told["labels"]
         self.label_map = label_map
-        self.paths: dict[str, str] = dict(told["taps"])
-        self.places: dict[str, Place] = {}
-        self.holds: list[str] = list(self.header["signals"])
+        self.paths = dict(told["taps"])
+        self.holds = list(self.header["signals"])
         self.shapes = {name: tuple(spec["shape"]) for name, spec in self.header["signals"].items()}
         self.sketches = isinstance(self.packings.get("logits"), packing.Tokens)
         self.paired: dict[str, list[list[str]]] = self.header["paired"]  # by method: student's place, its path, signal
         self.embedding_width: int = told["embedding_width"]
-        self.may_stop_early = True
         self._data: Data | None = None
         self._looks = 0
         self._check_given(of, view, taps, weights, args, dtype)
@@ -114,36 +92,8 @@ class Stored(Teacher):
     def __repr__(self) -> str:
         return f"Stored('{self.folder}', {', '.join(self.holds)})"
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Stored:
-        return self  # nothing in it changes
-
     def __reduce__(self) -> tuple[Any, ...]:
         return Stored, (self.folder,)
-
-    @property
-    def mode(self) -> Literal["frozen", "through"]:  # type: ignore[override]
-        """`frozen`: nothing goes through it."""
-        return "frozen"
-
-    @mode.setter
-    def mode(self, value: str) -> None:
-        if value == "through":
-            raise RecipeError(
-                f"this method works inside the teacher (features are replaced, or gradients go through it), and {self.folder} holds its answers only. "
-                "Use a method that reads them (kd), or the teacher itself."
-            )
-
-    @property
-    def learning(self) -> bool:  # type: ignore[override]
-        """Never."""
-        return False
-
-    @learning.setter
-    def learning(self, value: bool) -> None:
-        if value:
-            raise RecipeError(
-                f"this method trains the teacher, and {self.folder} holds its answers only. Use the teacher itself."
-            )
 
     def __call__(
         self,
@@ -158,14 +108,7 @@ class Stored(Teacher):
         Raises:
             RecipeError: a signal, a sample or a view that was not stored, or something to be done inside the teacher.
         """
-        if replace or until is not None:
-            what = f"replaces '{next(iter(replace))}'" if replace else f"stops at '{until}'"
-            raise RecipeError(
-                f"the method {what} inside the teacher, and {self.folder} holds its answers only. Use the teacher itself."
-            )
-        for name in reads or ():
-            if name not in self.packings:
-                raise RecipeError(self.lacks(name))
+        self._only_read(replace, until, reads)
         positions = self._find(batch["id"].cpu(), batch.get("view_seed"))
         if self._looks < _LOOKS and self._data is not None and "view_seed" in batch:
             self._looks += 1
@@ -189,9 +132,6 @@ class Stored(Teacher):
             raise RecipeError(f"{path}: {self.lacks(name)}")
         return self
 
-    def listen_again(self) -> None:
-        """Nothing to do: there is no network that could change."""
-
     def look_at(self, columns: Iterable[str]) -> View:
         """The view in which the teacher was asked."""
         assert self.view is not None
@@ -200,10 +140,6 @@ class Stored(Teacher):
     def probe(self, batch: Batch) -> Mapping[str, tuple[int, ...]]:
         """The stored signals' shapes."""
         return self.shapes
-
-    def shown(self, batch: Batch) -> NoReturn:
-        """Nothing is shown to a store."""
-        raise RecipeError(f"{self.folder} holds a teacher's answers; it is shown nothing.")
 
     def lacks(self, name: str) -> str:
         """The sentence for somebody who reads a signal that was not stored."""
