@@ -15,18 +15,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from benchmarks.command_line import some_of, words
 from torch import Tensor, nn
 
 import limbeck
@@ -119,7 +119,7 @@ BEDS = {
         train={"batch_size": 256, **PLAIN},
         rates=(2e-4, 1e-3),
         cpu_seconds=12.0,
-        count=4096,
+        count=2048,
     ),
     "digits": Bed(
         notes="the 1,797 handwritten digits of scikit-learn, 8x8, 1,437 of them for training",
@@ -325,25 +325,36 @@ class Bench:
         )
         return found
 
-    @torch.no_grad()
     def measured(self, network: Any, steps: int, seed: int, part: str, **sampling: Any) -> dict[str, float]:
         """Figures of samples with the classes of training rows, against training or test rows."""
-        from dataclasses import replace
-
-        how = replace(network.sampling, steps=steps, **sampling)
+        real, _ = rows(self.name, self.packs, part)
         label = rows(self.name, self.packs, "train")[1][: self.bed.count]
+        x = self.samples(network, seed, steps=steps, **sampling)
+        return self.figures(x, real[:2048] if part == "test" else real[-2048:], label)
+
+    @torch.no_grad()
+    def samples(self, network: Any, seed: int, **sampling: Any) -> Tensor:
+        """One for each of the first training rows, of its class, from noise that the seed decides."""
+        how = replace(network.sampling, **sampling)
         g = torch.Generator().manual_seed(10_000 + seed)
         made = []
-        for piece in label.split(512):
+        for piece in rows(self.name, self.packs, "train")[1][: self.bed.count].split(512):
             z = torch.randn(len(piece), *network.shape, generator=g)
-            made.append(network.generate(z, network.understood(piece), sampling=how))
-        x = torch.cat(made)
-        real, _ = rows(self.name, self.packs, part)
-        real = real[:4096] if part == "test" else real[-4096:]
-        found = generation.figures(x, real, label, self.judge)
-        if self.name == "ring":
+            given = network.understood(piece) if network.conditions == "class" else {}
+            made.append(network.generate(z, given, sampling=how))
+        return torch.cat(made)
+
+    def figures(self, x: Tensor, real: Tensor, label: Tensor) -> dict[str, float]:
+        """Of points as they are, of pictures in the judge's features."""
+        if self.judge is None:
+            found = {name: getattr(generation, name)(x, real) for name in ("sliced_wasserstein", "mmd")}
             found["modes"] = generation.modes_covered(x, ring(**RING).means)
-        return found
+            return found | generation.neighbourhoods(x, real)
+        (ours, theirs), measures = (self.judge(v) for v in (x, real)), ("frechet", "kernel_distance")
+        a, b = ours["embedding"], theirs["embedding"]
+        found = {name: getattr(generation, name)(a, b) for name in measures} | generation.neighbourhoods(a, b)
+        found["diversity"] = generation.diversity(a, label)
+        return found | {"conditional_accuracy": generation.conditional_accuracy(ours["logits"], label)}
 
     def rates(self, name: str) -> dict[str, float]:
         """Which learning rate each number of steps takes."""
@@ -411,9 +422,9 @@ class Bench:
                 ]
                 for n in (1, 2, 4, 20, 100)
             }
-            (x, label), real = rows(self.name, self.packs, "train"), rows(self.name, self.packs, "test")[0][:4096]
+            (x, label), real = rows(self.name, self.packs, "train"), rows(self.name, self.packs, "test")[0][:2048]
             n = self.bed.count
-            found["training data"] = [generation.figures(x[:n], real, label[:n], self.judge)]
+            found["training data"] = [self.figures(x[:n], real, label[:n])]
             file.write_text(json.dumps(found, indent=1))
         return json.loads(file.read_text())
 
@@ -452,14 +463,7 @@ def compared(arms: list[dict[str, Any]], seeds: list[int], metric: str) -> list[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--packs", type=Path, required=True)
-    parser.add_argument("--sets", nargs="+", choices=BEDS, default=list(BEDS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--work", type=Path, default=Path("generation-evidence"))
-    parser.add_argument("--out", type=Path, default=HERE / "evidence")
-    given = parser.parse_args()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    given = words(__doc__, "generation", sets=some_of(BEDS))
     for name in given.sets:
         facts = Bench(name, given).all(given.seeds)
         file = given.out / f"generation-{name}.json"
