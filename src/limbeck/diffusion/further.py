@@ -6,9 +6,8 @@ that at first it says what it said. A number that nobody gives has its default: 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from types import MethodType
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from limbeck.actors import Actor
+from limbeck.diffusion.around import lay_around
 from limbeck.diffusion.network import DiffusionNetwork
 from limbeck.errors import RecipeError
 from limbeck.sources import operate
@@ -57,6 +57,10 @@ class Numbers(nn.Module):
         """A hook: the output with all embeddings."""
         return output + self.embedded(self.values).to(output.dtype) if self.values else output
 
+    def constant(self) -> Float[Tensor, "width"]:
+        """What the defaults add."""
+        return self.embedded({name: self.frequencies.new_full((1,), v) for name, v in self.defaults.items()})[0]
+
     def embedded(self, values: Mapping[str, Float[Tensor, "batch"]]) -> Float[Tensor, "batch width"]:
         """The sum of the embeddings of these numbers."""
         total: Any = 0
@@ -89,32 +93,35 @@ def hear(model: DiffusionNetwork, defaults: dict[str, float], place: str | None 
             )
         model.numbers = Numbers(last[-1]).to(last[-1].weight.device)
         layers[place].register_forward_hook(model.numbers.added)  # type: ignore[index]
-        model.predict = MethodType(_predict, model)  # type: ignore[method-assign]
+        lay_around(model, _asked)
     for name, default in defaults.items():
         model.numbers.hear(name, default)  # type: ignore[union-attr, operator]
 
 
 @contextmanager
 def folded(model: nn.Module) -> Iterator[None]:
-    """While this lasts, what the defaults add stands in the bias of the layer that embeds the time, for others who know nothing of further numbers.
+    """While this lasts, what further numbers and styles add where nobody gives them stands in the bias of the layer that embeds the time.
 
-    So a network that is written to a file of its own (a pipeline) says what the student says by itself. Networks without further
-    numbers are left as they are. Exact where the layer ends in that linear layer.
+    So a network that is written to a file of its own (a pipeline), for others who know nothing of them, says what the student says by
+    itself. Networks without either are left as they are. Exact where the layer ends in that linear layer; one without a bias
+    has no place for it (see `constants`).
     """
-    numbers: Any = getattr(model, "numbers", None)
-    if numbers is None:
-        yield
-        return
-    values = {name: numbers.frequencies.new_full((1,), value) for name, value in numbers.defaults.items()}
-    bias = numbers.last[0].bias
-    with torch.no_grad():
-        before = bias.clone()
-        bias.add_(numbers.embedded(values)[0].to(bias.dtype))
+    parts = [part for part in constants(model) if part.last[0].bias is not None]
+    before = [part.last[0].bias.detach().clone() for part in parts]
     try:
+        with torch.no_grad():
+            for part in parts:
+                part.last[0].bias.add_(part.constant().to(part.last[0].bias.dtype))
         yield
     finally:
         with torch.no_grad():
-            bias.copy_(before)
+            for part, bias in zip(parts, before):
+                part.last[0].bias.copy_(bias)
+
+
+def constants(model: nn.Module) -> list[Any]:
+    """The further numbers and styles that a network was made to hear: each has a `constant()`, and the layer `last[0]` it is added behind."""
+    return [part for part in (getattr(model, name, None) for name in ("numbers", "styles")) if part is not None]
 
 
 def give(actor: Actor, defaults: dict[str, float], place: str | None) -> None:
@@ -123,11 +130,11 @@ def give(actor: Actor, defaults: dict[str, float], place: str | None) -> None:
     actor.listen_again()
 
 
-def _predict(self: Any, x: Tensor, t: Float[Tensor, "batch"], **given: Tensor) -> Tensor:
-    numbers: Numbers = self.numbers
+def _asked(model: Any, inner: Callable[..., Tensor], x: Tensor, t: Float[Tensor, "batch"], **given: Tensor) -> Tensor:
+    numbers: Numbers = model.numbers
     defaults = {name: torch.full_like(t, value) for name, value in numbers.defaults.items()}
     numbers.values = {name: given.pop(name, value) for name, value in defaults.items()}
     try:
-        return type(self).predict(self, x, t, **given)
+        return inner(x, t, **given)
     finally:
         numbers.values = {}

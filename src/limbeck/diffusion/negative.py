@@ -6,13 +6,13 @@ wanted sample in both (Nguyen et al. 2024, "SNOOPI", section 4.2).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from types import MethodType
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from limbeck.diffusion.around import lay_around
 from limbeck.diffusion.network import DiffusionNetwork
 from limbeck.diffusion.noise import wide
 from limbeck.errors import RecipeError
@@ -61,6 +61,8 @@ class Away:
 def subtract(model: DiffusionNetwork, layers: Sequence[str] = ("attn2",)) -> None:
     """A surgery: `model.predict` also takes `strength`, a number a per sample, and conditions named `negative_...`. Without them nothing changes.
 
+    Once is enough: repeating it changes nothing.
+
     Args:
         layers: how the names of the cross-attention layers end. They are called with `encoder_hidden_states=...` and have `to_out`,
             as those of diffusers. All are given the same context; it is what the first of them is given for the negative condition.
@@ -68,6 +70,8 @@ def subtract(model: DiffusionNetwork, layers: Sequence[str] = ("attn2",)) -> Non
     Raises:
         RecipeError: there is no such layer.
     """
+    if hasattr(model, "away"):
+        return
     found = [m for name, m in model.named_modules() if name.endswith(tuple(layers)) and hasattr(m, "to_out")]
     if not found:
         raise RecipeError(
@@ -80,25 +84,24 @@ def subtract(model: DiffusionNetwork, layers: Sequence[str] = ("attn2",)) -> Non
         layer.register_forward_pre_hook(away.attended, with_kwargs=True)  # type: ignore[call-overload]
         (out[0] if isinstance(out, (nn.ModuleList, nn.Sequential)) else out).register_forward_pre_hook(away.projected)
     model.away = away  # type: ignore[assignment]
-    model.predict = MethodType(_predict, model)  # type: ignore[method-assign]
+    lay_around(model, _asked)
 
 
-def _predict(self: Any, x: Tensor, t: Float[Tensor, "batch"], **given: Tensor) -> Tensor:
-    away: Away = self.away
+def _asked(model: Any, inner: Callable[..., Tensor], x: Tensor, t: Float[Tensor, "batch"], **given: Tensor) -> Tensor:
+    away: Away = model.away
     strength = given.pop(STRENGTH, None)
     negative = {n.removeprefix(PREFIX): given.pop(n) for n in list(given) if n.startswith(PREFIX)}
-    usual = type(self).predict
     if strength is None or not negative:
-        return usual(self, x, t, **given)
+        return inner(x, t, **given)
     away.asking = True
     try:
-        usual(self, x, t, **negative)
+        inner(x, t, **negative)
     except Enough:
         pass  # it went no further than its first cross-attention
     finally:
         away.asking = False
     away.strength = strength
     try:
-        return usual(self, x, t, **given)
+        return inner(x, t, **given)
     finally:
         away.strength = away.context = away.minus = None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from types import MethodType
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from limbeck.diffusion.around import lay_around
 from limbeck.diffusion.further import PLACES
 from limbeck.diffusion.network import DiffusionNetwork
 from limbeck.errors import RecipeError
@@ -22,11 +22,16 @@ class Styles(nn.Module):
 
     usual: Tensor
 
-    def __init__(self, usual: Sequence[float], width: int) -> None:
+    def __init__(self, usual: Sequence[float], last: nn.Linear) -> None:
         super().__init__()
-        self.rows = nn.Parameter(torch.zeros(len(usual), width))
+        self.last = [last]  # in a list: the layer is the network's
+        self.rows = nn.Parameter(torch.zeros(len(usual), last.out_features))
         self.register_buffer("usual", torch.tensor(usual, dtype=torch.float32))
         self.weights: Float[Tensor, "batch styles"] | None = None
+
+    def constant(self) -> Float[Tensor, "width"]:
+        """What is added without a word."""
+        return self.usual.to(self.rows) @ self.rows
 
     def ask(self, style: Int64[Tensor, "batch"] | Float[Tensor, "batch styles"] | None, count: int) -> None:
         """One style per sample by its number, or a mixture by weights."""
@@ -42,13 +47,23 @@ class Styles(nn.Module):
 def learn_styles(model: DiffusionNetwork, usual: Sequence[float], place: str | None = None) -> None:
     """A surgery: from now on `model.predict` takes `style`, a number [batch] or weights [batch, styles], one row for each of `usual`.
 
+    Repeating it with as many styles changes only what is usual.
+
     Args:
         usual: the weights where none are given, one per style.
         place: the layer to whose output [batch, width] the rows are added; None: where it embeds its time.
 
     Raises:
-        RecipeError: there is no such layer, or none that we know.
+        RecipeError: there is no such layer, or none that we know; it has learnt another number of styles.
     """
+    known: Any = getattr(model, "styles", None)
+    if known is not None:
+        if len(known.rows) != len(usual):
+            raise RecipeError(
+                f"the student has learnt to speak as {len(known.rows)} teachers, and now there are {len(usual)}: give as many, in the same order."
+            )
+        known.usual.copy_(torch.tensor(usual, dtype=torch.float32))
+        return
     layers = dict(model.named_modules())
     place = place or next((p for p in PLACES if p in layers), None)
     last = [m for m in layers[place].modules() if isinstance(m, nn.Linear)] if place in layers else []
@@ -57,16 +72,16 @@ def learn_styles(model: DiffusionNetwork, usual: Sequence[float], place: str | N
             f"the {type(model).__name__} is to be told which teacher to speak as, and {place or 'no layer that we know'} embeds a time there. "
             "Set method.place to the path of the layer that does (its output [batch, width] ends in a linear layer)."
         )
-    styles = Styles(usual, last[-1].out_features).to(last[-1].weight.device)
+    styles = Styles(usual, last[-1]).to(last[-1].weight.device)
     model.styles = styles
     layers[place].register_forward_hook(styles.added)  # type: ignore[index]
-    model.predict = MethodType(_predict, model)  # type: ignore[method-assign]
+    lay_around(model, _asked)
 
 
-def _predict(self: Any, x: Tensor, t: Float[Tensor, "batch"], **given: Tensor) -> Tensor:
-    styles: Styles = self.styles
+def _asked(model: Any, inner: Callable[..., Tensor], x: Tensor, t: Float[Tensor, "batch"], **given: Tensor) -> Tensor:
+    styles: Styles = model.styles
     styles.ask(given.pop(STYLE, None), len(x))
     try:
-        return type(self).predict(self, x, t, **given)
+        return inner(x, t, **given)
     finally:
         styles.weights = None
