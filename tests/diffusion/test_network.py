@@ -144,3 +144,27 @@ def test_noise_that_leaves_nothing_cannot_be_begun_from_with_an_epsilon_head():
         model(id=torch.arange(2))
     sample_with(model, start=0.999)
     assert torch.isfinite(model(id=torch.arange(2))["generated"]).all()
+
+
+class Bursting(nn.Module):
+    """Says nothing that is a number below a time."""
+
+    def forward(self, x, time):
+        return x / (time[:, None] > 0.6)
+
+
+def test_samples_that_are_not_finite_are_said_with_whose_network_and_which_step():
+    model = Plain(Bursting(), "flow", "velocity", shape=[2])
+    sample_with(model, steps=4)
+    model.whose = "teacher"
+    with pytest.raises(FloatingPointError, match=r"step 3 of 4 \(time 0.5\), the teacher \(Plain\): its velocity"):
+        model(id=torch.arange(3))
+
+
+def test_what_is_decoded_of_finite_samples_is_looked_at_too():
+    model = PointDenoiser(width=8)
+    model.decoded = lambda x: x / 0
+    with pytest.raises(
+        FloatingPointError, match="samples of the network .PointDenoiser. are finite, and what is decoded"
+    ):
+        model(id=torch.arange(3))

@@ -7,7 +7,7 @@ import torch
 
 from limbeck.diffusion.noise import VE, VP, Flow, wide
 from limbeck.diffusion.predictors import Prediction, target_of
-from limbeck.diffusion.solvers import ddim, evaluations, sample
+from limbeck.diffusion.solvers import ddim, evaluations, heun, sample
 
 MEAN, STD = 0.7, 0.4
 
@@ -44,6 +44,22 @@ def test_orders_of_accuracy_on_the_flow_of_a_gaussian(noise, solver, order):
         errors.append(float((found - flowed(noise, x, grid[0], grid[-1])).abs().max()))
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.15)
     assert errors[1] < 0.05
+
+
+@pytest.mark.parametrize("noise", [VP(zero_terminal=True), VE(), Flow()], ids=["vp", "ve", "flow"])
+def test_each_sample_of_a_batch_has_the_order_of_its_own_step(noise):
+    """One sample that steps to no noise, or from no data, does not make Euler's steps of its neighbours'."""
+    t = torch.stack([noise.at(torch.tensor(u, dtype=torch.float64)) for u in (0.6, 0.6, 1.0)])
+    s = torch.stack([torch.zeros((), dtype=torch.float64), *(noise.at(torch.tensor(u, dtype=torch.float64)) for u in (0.4, 0.8))])  # fmt: skip
+    x, denoise = torch.randn(3, 2, dtype=torch.float64), gaussian(noise)
+    together = heun(x, denoise(x, t), noise, t, s, denoise)
+    alone = [heun(x[i : i + 1], denoise(x[i : i + 1], t[i : i + 1]), noise, t[i : i + 1], s[i : i + 1], denoise) for i in range(3)]  # fmt: skip
+    torch.testing.assert_close(together, torch.cat(alone))
+    first = ddim(x, denoise(x, t), noise, t, s)
+    assert torch.equal(together[0], first[0])
+    assert not torch.allclose(together[1], first[1], rtol=1e-4)
+    assert torch.equal(together[2], first[2]) is isinstance(noise, VP)
+    assert torch.isfinite(together).all()
 
 
 def test_a_step_of_ddim_is_euler_where_the_flow_is_straight():
@@ -217,15 +233,59 @@ def test_how_many_evaluations():
     assert evaluations(5, "heun", guided=True) == 18
 
 
-def test_what_is_not_finite_is_said_with_its_step():
-    noise = Flow()
+def broken_below(noise, time):
+    """A network whose answer is not finite from this time on."""
 
     def broken(x, t):
         p = gaussian(noise)(x, t)
-        return Prediction(p.value / (t.reshape(-1, 1) > 0.6), "x0", x, p.alpha, p.sigma)
+        return Prediction(p.value / (t.reshape(-1, 1) > time), "x0", x, p.alpha, p.sigma)
 
-    with pytest.raises(FloatingPointError, match="step 3 of 4 .*x0 is not finite; its input was finite"):
-        sample(broken, torch.ones(2, 1, dtype=torch.float64), noise, noise.grid(4))
+    return broken
+
+
+@pytest.mark.parametrize("solver", ["ddim", "heun", "renoise"])
+def test_what_is_not_finite_is_said_with_its_step_its_time_and_who_said_it(solver):
+    noise, x = Flow(), torch.ones(2, 1, dtype=torch.float64)
+    pattern = r"step 3 of 4 \(time 0.5\), the student: its x0 is not finite; its input was finite"
+    # Heun's second evaluation asks one step ahead
+    where = (
+        pattern
+        if solver != "heun"
+        else r"step 2 of 4 \(time 0.75\), the student: its x0 is finite, and the step made of it is not"
+    )
+    with pytest.raises(FloatingPointError, match=where):
+        sample(
+            broken_below(noise, 0.6), x, noise, noise.grid(4), solver, fresh=lambda step: torch.zeros_like(x), whose="the student"
+        )  # fmt: skip
+    with pytest.raises(FloatingPointError, match="step 1 of 4 .* not finite; its input was not finite either"):
+        sample(gaussian(noise), x / 0, noise, noise.grid(4), "ddim")
+
+
+def test_a_step_that_a_finite_answer_does_not_allow_is_said():
+    """An epsilon head where nothing is left of the data: x0 would be (x - eps) / 0."""
+    noise, x = Flow(), torch.ones(2, 1, dtype=torch.float64)
+
+    def said(x, t):
+        p = gaussian(noise)(x, t)
+        return Prediction(p.epsilon + 1, "epsilon", x, p.alpha, p.sigma)
+
+    with pytest.raises(FloatingPointError, match="step 1 of 2 .*its epsilon is finite, and the step made of it is not"):
+        sample(said, x, noise, noise.grid(2), "ddim")
+
+
+@pytest.mark.parametrize("solver", ["ddim", "heun", "renoise"])
+def test_whether_all_was_finite_is_read_once_at_the_end(solver, monkeypatch):
+    """Nothing asks the device in between: the number of readings does not grow with the steps."""
+    noise, reads = Flow(), []
+    for name in ("__bool__", "tolist", "item", "__float__"):
+        plain = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda self, plain=plain: reads.append(self.shape) or plain(self))
+    x, counts = torch.ones(2, 1), []
+    for steps in (2, 9):
+        reads.clear()
+        sample(gaussian(noise), x, noise, noise.grid(steps), solver, fresh=lambda step: torch.zeros_like(x))
+        counts.append(len(reads))
+    assert counts == [2, 2]  # the times, which lie on the CPU, and what was noted
 
 
 def test_noise_is_asked_for():

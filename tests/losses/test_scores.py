@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from limbeck.diffusion.noise import VE, VP, Flow, wide
 from limbeck.diffusion.predictors import target_of
 from limbeck.losses import find
-from limbeck.losses.scores import distribution_matching, inject, normaliser, per_sample, pseudo_huber, weight_of
+from limbeck.losses.scores import apart, distribution_matching, inject, normaliser, per_sample, pseudo_huber, weight_of
 
 
 @given(st.integers(1, 4), st.integers(1, 5), st.booleans())
@@ -82,3 +82,10 @@ def test_pseudo_huber_between_its_limits():
     assert pseudo_huber(s, s).abs().max() == 0
     assert find("pseudo-huber") is pseudo_huber
     assert torch.autograd.gradcheck(lambda x: pseudo_huber(x, t, c=0.1), s.requires_grad_())
+
+
+def test_a_distance_by_its_name():
+    s, t = torch.randn(2, 4, 2, 3, dtype=torch.float64)
+    torch.testing.assert_close(apart(s, t), (s - t).square().mean((1, 2)))
+    torch.testing.assert_close(apart(s, t, "huber", 0.3), pseudo_huber(s, t, c=0.3))
+    assert apart(s, s).abs().max() == apart(s, s, "huber").abs().max() == 0

@@ -66,11 +66,13 @@ class DiffusionNetwork(nn.Module):
         conditions: `none`, `class` or `text`.
         guidable: whether it knows what to say without the condition.
         middle: the path of its middle layer, whose features a discriminator may stand on; None: nobody has said.
+        whose: what part it has in a run (`student`, `teacher`), for sentences about it.
     """
 
     conditions: str = "none"
     guidable: bool = False
     middle: str | None = None
+    whose: str = "network"
 
     def __init__(
         self, noise: Any, head: str, *, shape: Iterable[int] | None = None, data_std: float = DATA_STD
@@ -85,6 +87,11 @@ class DiffusionNetwork(nn.Module):
     def predict(self, x: Values, t: Float[Tensor, "batch"], **given: Tensor) -> Values:
         """The head's value for noisy samples (scaled for `edm`) at these times."""
         raise NotImplementedError
+
+    @property
+    def called(self) -> str:
+        """This network in a sentence."""
+        return f"the {self.whose} ({type(self).__name__})"
 
     def refuse(self, x: Values, whose: str) -> None:
         """Refuse data that are not what this network denoises: of another range, or latents of another scale."""
@@ -136,8 +143,13 @@ class DiffusionNetwork(nn.Module):
     ) -> dict[str, Tensor]:
         """With a time: the head's value for noisy samples `x`. Without: a sample per row, from noise that `id` alone decides."""
         if time is None:
-            z = self.noise_for(x, id)
-            return {"generated": self.decoded(self.generate(z, self.understood(condition)))}
+            made = self.decoded(self.generate(self.noise_for(x, id), self.understood(condition)))
+            if not torch.isfinite(made).all():
+                raise FloatingPointError(
+                    f"the samples of {self.called} are finite, and what is decoded of them is not. If its autoencoder computes in "
+                    "half precision, let it compute in full."
+                )
+            return {"generated": made}
         given = given if condition is None else given | {"condition": condition}
         return {"prediction": self.prediction(x, time, given, drop).value}  # type: ignore[arg-type]
 
@@ -179,7 +191,7 @@ class DiffusionNetwork(nn.Module):
     ) -> Values:
         """Samples out of standard normal `z`, with `sampling` or as the network is sampled by itself; latents stay latents."""
         how = sampling or self.sampling
-        times = self.noise.grid(how.steps, how.start).to(z.device)
+        times = self.noise.grid(how.steps, how.start)
         refuse_blind(self.noise, self.head, float(times[0]))
 
         def denoise(x: Values, t: Float[Tensor, "batch"]) -> Prediction:
@@ -196,7 +208,8 @@ class DiffusionNetwork(nn.Module):
                 return normal(fold(seeds, step), *z.shape[1:]).to(z.dtype)
 
         start = wide(self.noise.sigma(times[:1]), z) * z
-        return solvers.sample(denoise, start, self.noise, times, how.solver, eta=how.eta, fresh=fresh, watch=watch)
+        how_to: dict[str, Any] = {"eta": how.eta, "fresh": fresh, "watch": watch, "whose": self.called}
+        return solvers.sample(denoise, start, self.noise, times, how.solver, **how_to)
 
 
 def refuse_blind(noise: Noise, head: str, start: float) -> None:

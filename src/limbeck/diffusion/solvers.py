@@ -6,12 +6,12 @@ Euler's method of the flow of x / alpha in sigma / alpha, and for straight lines
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from limbeck.diffusion.noise import Flow, Noise, wide
@@ -45,18 +45,21 @@ def ddim(
 def heun(x: Values, prediction: Prediction, noise: Noise, t: Times, s: Times, denoise: Denoise) -> Values:
     """The trapezoid rule on the flow (Karras et al. 2022, algorithm 1): for `Flow` dx/dt = velocity, otherwise d(x / alpha) = eps d(sigma / alpha).
 
-    A step to no noise at all, or from no data at all, is of first order.
+    Of the samples whose step is to no noise at all, or from no data at all, it is of first order.
     """
     guess = ddim(x, prediction, noise, t, s)
-    alpha_t, sigma_t, alpha_s, sigma_s = (wide(f(z), x) for z in (t, s) for f in (noise.alpha, noise.sigma))
     straight = isinstance(noise, Flow)
-    if bool((sigma_s == 0).any()) or (not straight and bool((alpha_t == 0).any())):
-        return guess
-    after = denoise(guess, s)
+    flat = (noise.sigma(s) == 0) if straight else (noise.sigma(s) == 0) | (noise.alpha(t) == 0)
+    whole = wide(~flat, x) > 0
+    after = denoise(torch.where(whole, guess, x), torch.where(flat, t, s))  # nobody is asked about no noise
     if straight:
-        return x + (wide(s, x) - wide(t, x)) * (prediction.velocity + after.velocity) / 2
-    slope = (prediction.epsilon + after.epsilon) / 2
-    return alpha_s * (x / alpha_t + (sigma_s / alpha_s - sigma_t / alpha_t) * slope)
+        second = x + (wide(s, x) - wide(t, x)) * (prediction.velocity + after.velocity) / 2
+    else:
+        alpha_t, sigma_t, alpha_s, sigma_s = (wide(f(z), x) for z in (t, s) for f in (noise.alpha, noise.sigma))
+        some = torch.where(whole, alpha_t, 1.0)
+        slope = (prediction.epsilon + after.epsilon) / 2
+        second = alpha_s * (x / some + (sigma_s / alpha_s - sigma_t / some) * slope)
+    return torch.where(whole, second, guess)
 
 
 def sample(
@@ -69,47 +72,73 @@ def sample(
     eta: float = 0.0,
     fresh: Fresh | None = None,
     watch: Callable[[Values, Prediction, Values], Any] | None = None,
+    whose: str = "the network",
 ) -> Values:
     """From the noisy `x` at `times[0]` down to `times[-1]`.
 
     Args:
         denoise: `(x_t, t) -> Prediction`, a time per sample.
-        times: falling; as `noise.grid(steps)` gives them.
+        times: falling; as `noise.grid(steps)` gives them. On the CPU nothing waits for the device but the end.
         solver: `ddim`, `heun` (two evaluations a step, but for the last), or `renoise`: x0 and then noise drawn anew, as
             consistency models sample.
         fresh: `fresh(step)` draws the noise of a step, for `renoise` and for eta > 0.
         watch: called after every step with x_t, the prediction and x_s.
+        whose: who denoises, for the sentence where it fails.
 
     Raises:
         ValueError: a solver that is not there, or one that needs noise and has none.
-        FloatingPointError: a prediction is not finite; which step, and what was.
+        FloatingPointError: something was not finite: in which step, at what time, and what.
     """
     if solver not in SOLVERS:
         raise ValueError(f"unknown solver '{solver}'; there is: {', '.join(SOLVERS)}.")
     if fresh is None and (solver == "renoise" or eta):
         raise ValueError(f"{solver} with eta={eta} draws noise in every step; give fresh=...")
+    known, first = times.tolist(), x
+    left = isinstance(noise, Flow) or bool(noise.alpha(times[:1]) > 0)
     times = times.to(x.device)
+    finite: list[Tensor] = []
+    heads: list[str] = []
     for step, (here, there) in enumerate(pairwise(times)):
         t, s = here.expand(len(x)), there.expand(len(x))
         prediction = denoise(x, t)
-        if not torch.isfinite(prediction.value).all():
-            kind = "was finite" if torch.isfinite(x).all() else "was not finite either"
-            raise FloatingPointError(
-                f"sampling step {step + 1} of {len(times) - 1} (time {float(here):.4g}): the network's {prediction.head} is not finite; "
-                f"its input {kind}."
-            )
-        if solver == "heun":
+        if solver == "heun" and known[step + 1] > 0 and (step or left):
             following = heun(x, prediction, noise, t, s, denoise)
         elif solver == "renoise":
-            last = float(there) == 0
+            last = known[step + 1] == 0
             following = prediction.x0 if last else noise.renoise(prediction.x0, s, fresh(step))  # type: ignore[misc]
         else:
             drawn = fresh(step) if fresh is not None and eta else None
             following = ddim(x, prediction, noise, t, s, eta, drawn)
         if watch is not None:
             watch(x, prediction, following)
+        finite.append(torch.stack([torch.isfinite(prediction.value).all(), torch.isfinite(following).all()]))
+        heads.append(prediction.head)
         x = following
+    refuse_nonfinite(finite, first, heads, known, whose)
     return x
+
+
+def refuse_nonfinite(
+    finite: Sequence[Bool[Tensor, "2"]], first: Values, heads: Sequence[str], times: Sequence[float], whose: str
+) -> None:
+    """Read what was noted of every step (its prediction is finite, its end is): once, when all are made, so that none waits for the device.
+
+    Raises:
+        FloatingPointError: something was not finite; the first step of which that is true.
+    """
+    told = torch.stack(list(finite)).tolist() if finite else []
+    step = next((i for i, both in enumerate(told) if not all(both)), None)
+    if step is None:
+        return
+    where = f"sampling step {step + 1} of {len(told)} (time {times[step]:.4g}), {whose}"
+    if told[step][0]:
+        raise FloatingPointError(
+            f"{where}: its {heads[step]} is finite, and the step made of it is not. Of this head too little is known of the data at this time, or a number is too large."
+        )
+    before = step > 0 or bool(torch.isfinite(first).all())
+    raise FloatingPointError(
+        f"{where}: its {heads[step]} is not finite; its input was {'finite' if before else 'not finite either'}."
+    )
 
 
 def evaluations(steps: int, solver: str, guided: bool = False) -> int:

@@ -16,6 +16,7 @@ __all__ = ["pseudo_huber"]
 Values = Float[Tensor, "batch ..."]
 PerSample = Float[Tensor, "batch"]
 Weighting = Literal["head", "x0", "epsilon", "velocity", "v", "edm", "min-snr"]
+Distance = Literal["l2", "huber"]
 
 
 def per_sample(values: Values) -> PerSample:
@@ -60,6 +61,11 @@ def pseudo_huber(student: Values, teacher: Values, *, c: float = 1e-3) -> PerSam
     of the LCM training script).
     """
     return per_sample(((student - teacher).square() + c**2).sqrt() - c)
+
+
+def apart(found: Values, target: Values, distance: str = "l2", c: float = 1e-3) -> PerSample:
+    """How far samples are from where they should be: the mean square (`l2`), or `pseudo_huber` with this c (`huber`)."""
+    return pseudo_huber(found, target, c=c) if distance == "huber" else per_sample((found - target).square())
 
 
 def weight_of(
