@@ -520,3 +520,8 @@ def test_what_is_refused(options, sentence):
 def test_other_tokens_are_refused():
     with pytest.raises(RecipeError, match=r"hidden states of \[2, 5\] tokens, the teacher of \[2, 4\]"):
         linear.kl(sides()[0], sides((2, 4))[1])
+
+
+def test_an_option_that_nobody_has_is_not_passed_over():
+    with pytest.raises(TypeError, match="unexpected option 'temprature'"):
+        linear.kl(*sides(), temprature=2.0)

@@ -17,7 +17,7 @@ memory above the gradients themselves does not grow with the number of tokens.
 - `classes`: only the first so many classes exist, what follows in either head is padding and takes no part in the softmax.
   None: heads of equal length are used whole; where they differ, the shorter counts if the longer is just its length
   rounded up to a multiple of 64, 128, ..., 1024 (151936 and 152064), and anything else is refused.
-- `budget`: bytes for the logits of one chunk, those of both sides; None takes `BUDGET`, and for up to `SMALL` logits in all
+- `budget`: bytes for the logits of one chunk, those of both sides; None takes `chunks.BUDGET`, and for up to `SMALL` logits in all
   the plain loss on the two products, which is then the faster one.
 - Scaled and soft-capped logits: the projection says how. Logits must be finite.
 - Under autocast the products are taken in its dtype, as a linear layer would, and everything after them in fp32.
@@ -31,7 +31,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import TypedDict, Unpack
+from typing import Any, Unpack
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -41,25 +41,17 @@ from limbeck.errors import RecipeError
 from limbeck.losses import divergences, token_divergences
 from limbeck.losses.classification import cross_entropy as plain_cross_entropy
 from limbeck.losses.linear import forms
-from limbeck.losses.linear.engine import Form, Fused, Problem, Side
-from limbeck.losses.masking import aligned, finished, widened
+from limbeck.losses.linear.chunks import Options, Side, Values, checked, counting, shared_classes
+from limbeck.losses.linear.engine import Form, Problem
+from limbeck.losses.masking import widened
 from limbeck.signals import Projection
 
 __all__: list[str] = []  # a recipe names the plain loss; a term takes the one here where both sides are projections
 
-BUDGET = 96 * 2**20
-"""Bytes for one chunk where nothing else is said.
-
-One core, fp32, 1024 tokens of 32000 classes, widths 256 and 512; processor time over that of the whole matrix (least of six):
-    budget    32 MB   48 MB   64 MB   96 MB   128 MB   256 MB
-    kl         0.67    0.68    0.64    0.63     0.62     0.65
-Fewer tokens at a time make the products slow, each of which reads the whole head; more only take memory.
-"""
-
 STRIP = 2 * 2**20
 """Bytes of one side's logits that a form goes over at a time, on a CPU: what stays in its cache.
 
-Measured as above:
+Measured as `chunks.BUDGET`:
     strip    0.5 MB    1 MB    2 MB    4 MB   16 MB
     kl         0.62    0.63    0.63    0.61    0.64
     js         0.67    0.65    0.68    0.67    0.73
@@ -74,22 +66,6 @@ Time of kl over that of the plain form, one core (tokens x classes, widths):
     256 x 100 (64, 64)        2.4       64 x 32000 (256, 512)      0.99
     256 x 1000 (256, 512)     1.04      64 x 151936 (256, 512)     0.91
 """
-
-Values = Float[Tensor, "..."]
-
-
-class Options(TypedDict, total=False):
-    """What every function here takes besides its two projections and its own options."""
-
-    temperature: float
-    scale: bool
-    mask: Bool[Tensor, "..."] | None
-    weight: Float[Tensor, "..."] | None
-    target: Int64[Tensor, "..."] | None
-    label_weight: float
-    ignore_index: int
-    classes: int | None
-    budget: int | None
 
 
 def kl(student: Projection, teacher: Projection, **options: Unpack[Options]) -> Values:
@@ -208,97 +184,49 @@ def fused(loss: Callable[..., Tensor]) -> Callable[..., Tensor] | None:
 
 @torch.compiler.disable
 def compare(
-    loss: Callable[..., Tensor] | None,
-    student: Projection,
-    teacher: Projection | None,
-    *,
-    temperature: float = 1.0,
-    scale: bool = True,
-    mask: Bool[Tensor, "..."] | None = None,
-    weight: Float[Tensor, "..."] | None = None,
-    target: Int64[Tensor, "..."] | None = None,
-    label_weight: float = 1.0,
-    ignore_index: int = -100,
-    classes: int | None = None,
-    budget: int | None = None,
+    loss: Callable[..., Tensor] | None, student: Projection, teacher: Projection | None, **options: Unpack[Options]
 ) -> Values:
     """The values of a plain `loss` that has a form in `limbeck.losses.linear.forms` (None: of the labels alone)."""
-    if not temperature > 0:
-        raise RecipeError(f"temperature {temperature}: needed is a number above 0; 1 leaves the logits as they are.")
     tokens = student.hidden.shape[:-1]
     if teacher is not None and teacher.hidden.shape[:-1] != tokens:
         raise RecipeError(
             f"the student has hidden states of {list(tokens)} tokens, the teacher of {list(teacher.hidden.shape[:-1])}; "
             "a token is compared with the token at its own place, so both must have read the same tokens."
         )
-    if target is not None and target.shape != tokens:
-        raise RecipeError(f"labels have shape {list(target.shape)}; needed is one for every token, {list(tokens)}.")
-    size = shared_classes(*(len(side.weight) for side in (student, teacher) if side is not None), classes=classes)
-    counted = None if mask is None else aligned(mask.bool(), tokens, "mask").expand(tokens)
-    if budget is None and tokens.numel() * size <= SMALL:
-        z = _product(student, size, counted)
-        values = z.new_zeros(())
-        if target is not None:
-            own = plain_cross_entropy(z, target, ignore_index=ignore_index, mask=counted, weight=weight)
-            values = label_weight * own
-        if loss is not None and teacher is not None:
-            t = _product(teacher, size, counted).detach().to(widened(z).dtype)
-            values = values + loss(z, t, temperature=temperature, scale=scale, mask=counted, weight=weight)
-        return values
-    outside = weight is not None and weight.requires_grad  # a weight that is learnt gets its gradient from autograd
-    dtype = _product_dtype(student)
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    within = None
-    if weight is not None and not outside:
-        within = aligned(weight, tokens, "weight").to(wide).expand(tokens).flatten()
-    row = size * wide.itemsize
+    checked(options, tokens)
+    heads = [len(side.weight) for side in (student, teacher) if side is not None]
+    size = shared_classes(*heads, classes=options.get("classes"))
+    if options.get("budget") is None and tokens.numel() * size <= SMALL:
+        return _plainly(loss, student, teacher, size, options)
     cached = student.hidden.device.type == "cpu"  # else a form takes the whole chunk, and up to three more of its size
-    most = max(1, (BUDGET if budget is None else budget) // ((2 if cached else 5) * row))
-    chunks = max(1, -(-tokens.numel() // most))
-    chunk = max(1, -(-tokens.numel() // chunks))  # of equal size, so that none is a small rest
-    problem = Problem(
-        None if loss is None else _form(loss),
-        Side.of(student, size, dtype),
-        None if teacher is None else Side.of(teacher, size, _product_dtype(teacher)),
-        None if teacher is None else teacher.hidden.detach().flatten(0, -2),
-        None if counted is None else counted.flatten().nonzero().squeeze(-1),
-        within,
-        None if target is None else target.flatten(),
-        ignore_index,
-        label_weight,
-        temperature,
-        scale,
-        chunk,
-        max(1, STRIP // row) if cached else chunk,
-        torch.is_grad_enabled(),
+    return Problem.values(
+        student,
+        size,
+        options,
+        buffers=2 if cached else 5,
+        form=None if loss is None else _form(loss),
+        teacher=None if teacher is None else Side.of(teacher, size),
+        teacher_hidden=None if teacher is None else teacher.hidden.detach().flatten(0, -2),
+        strip=STRIP if cached else None,
     )
-    values = Fused.apply(problem, student.hidden.flatten(0, -2), student.weight, student.bias).view(tokens)
-    return finished(values, counted, weight) if outside else values
 
 
-def shared_classes(*sizes: int, classes: int | None = None) -> int:
-    """How many classes heads of these lengths have in common.
-
-    Raises:
-        RecipeError: they differ by more than padding, or one has fewer than `classes`.
-    """
-    small, large = min(sizes), max(sizes)
-    if classes is not None:
-        if not 0 < classes <= small:
-            raise RecipeError(
-                f"classes={classes}: needed is a number from 1 to the length of the shorter head, {small}."
-            )
-        return classes
-    padding = small == large or (
-        large - small <= small // 20 and any(-(-small // n) * n == large for n in (64, 128, 256, 512, 1024))
-    )
-    if not padding:
-        raise RecipeError(
-            f"the student's head has {sizes[0]} classes, the teacher's {sizes[-1]}, and the longer is not the shorter one "
-            "rounded up. If both use the same tokenizer, say how many tokens it has with classes=...; if not, use a "
-            "method that compares across tokenizers."
-        )
-    return small
+def _plainly(
+    loss: Callable[..., Tensor] | None, student: Projection, teacher: Projection | None, size: int, options: Options
+) -> Values:
+    """By the plain loss, of the whole products."""
+    counted = counting(options, student.hidden.shape[:-1])
+    common: dict[str, Any] = {"mask": counted, "weight": options.get("weight")}
+    z = _product(student, size, counted)
+    values = z.new_zeros(())
+    if (target := options.get("target")) is not None:
+        own = plain_cross_entropy(z, target, ignore_index=options.get("ignore_index", -100), **common)
+        values = options.get("label_weight", 1.0) * own
+    if loss is not None and teacher is not None:
+        t = _product(teacher, size, counted).detach().to(widened(z).dtype)
+        of_both = {"temperature": options.get("temperature", 1.0), "scale": options.get("scale", True)}
+        values = values + loss(z, t, **of_both, **common)
+    return values
 
 
 def _form(loss: Callable[..., Tensor]) -> Form:
@@ -315,14 +243,6 @@ def _product(side: Projection, size: int, counted: Bool[Tensor, "..."] | None) -
     hidden = side.hidden if counted is None else torch.where(counted[..., None], side.hidden, 0)
     bias = None if side.bias is None else side.bias[:size].to(dtype)
     return replace(side, hidden=hidden.to(dtype), weight=side.weight[:size].to(dtype), bias=bias).materialise()
-
-
-def _product_dtype(side: Projection) -> torch.dtype:
-    """The dtype that a linear layer would multiply in here."""
-    dtype, device = torch.promote_types(side.hidden.dtype, side.weight.dtype), side.hidden.device.type
-    if dtype != torch.float64 and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return dtype
 
 
 _FUSED: dict[Callable[..., Tensor], Callable[..., Tensor]] = {

@@ -36,7 +36,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Literal, Unpack
 
@@ -48,9 +47,8 @@ from limbeck.errors import RecipeError
 from limbeck.losses import divergences, token_divergences
 from limbeck.losses.classification import cross_entropy as label_cross_entropy
 from limbeck.losses.divergences import Logits
-from limbeck.losses.linear import Options, _product_dtype, shared_classes
-from limbeck.losses.linear.engine import Fused
-from limbeck.losses.masking import aligned, finished, keep, widened
+from limbeck.losses.linear.chunks import Options, Values, checked, product_dtype, shared_classes
+from limbeck.losses.masking import finished, keep, widened
 from limbeck.losses.sketched.buckets import TAILS, Buckets
 from limbeck.losses.sketched.engine import SketchProblem, of_buckets
 from limbeck.signals import Projection
@@ -58,11 +56,7 @@ from limbeck.sketches import Sketch
 
 __all__: list[str] = []  # a recipe names the plain loss; a term takes the one here where the teacher gives a sketch
 
-Values = Float[Tensor, "..."]
 Given = Logits | Projection
-
-BUDGET = 96 * 2**20
-"""Bytes for one chunk of logits where nothing else is said."""
 
 Tail = Literal["bucket", "spread", "drop"]
 
@@ -159,9 +153,6 @@ def compare(
     """The values for every token of a loss that is given as a function of logits."""
     if tail not in TAILS:
         raise RecipeError(f"tail='{tail}': what is not known of the teacher is one of {', '.join(TAILS)}.")
-    temperature = options.get("temperature", 1.0)
-    if not temperature > 0:
-        raise RecipeError(f"temperature {temperature}: needed is a number above 0; 1 leaves the logits as they are.")
     if teacher.sampled and loss is not _cross_entropy:
         raise RecipeError(
             "these stored logits are samples, from which sums over the teacher's distribution can be estimated and nothing "
@@ -172,12 +163,9 @@ def compare(
             f"the student has logits of {list(student.shape[:-1])} tokens, the stored teacher of {list(teacher.shape[:-1])}; "
             "a token is compared with the token at its own place, so both must have read the same tokens."
         )
-    target, tokens = options.get("target"), teacher.shape[:-1]
-    if target is not None and target.shape != tokens:
-        raise RecipeError(f"labels have shape {list(target.shape)}; needed is one for every token, {list(tokens)}.")
-    if isinstance(student, Projection):
-        return _fused(loss, student, teacher, tail, **options)
-    return _whole(loss, student, teacher, tail, **options)
+    checked(options, teacher.shape[:-1])
+    find = _fused if isinstance(student, Projection) else _whole
+    return find(loss, student, teacher, tail, options)  # type: ignore[arg-type]
 
 
 def _cross_entropy(student: Float[Tensor, "tokens buckets"], teacher: Float[Tensor, "tokens buckets"]) -> Values:
@@ -185,9 +173,7 @@ def _cross_entropy(student: Float[Tensor, "tokens buckets"], teacher: Float[Tens
     return -torch.where(p == 0, 0, p * student.log_softmax(-1).where(p > 0, 0)).sum(-1)
 
 
-def _whole(
-    loss: Callable[..., Tensor], student: Logits, teacher: Sketch, tail: str, **options: Unpack[Options]
-) -> Values:
+def _whole(loss: Callable[..., Tensor], student: Logits, teacher: Sketch, tail: str, options: Options) -> Values:
     """By autograd, from the student's logits."""
     temperature, mask = options.get("temperature", 1.0), options.get("mask")
     size = shared_classes(student.shape[-1], teacher.classes, classes=options.get("classes"))
@@ -211,53 +197,20 @@ def _whole(
 
 
 @torch.compiler.disable
-def _fused(
-    loss: Callable[..., Tensor],
-    student: Projection,
-    teacher: Sketch,
-    tail: str,
-    *,
-    temperature: float = 1.0,
-    scale: bool = True,
-    mask: Tensor | None = None,
-    weight: Tensor | None = None,
-    target: Tensor | None = None,
-    label_weight: float = 1.0,
-    ignore_index: int = -100,
-    classes: int | None = None,
-    budget: int | None = None,
-) -> Values:
+def _fused(loss: Callable[..., Tensor], student: Projection, teacher: Sketch, tail: str, options: Options) -> Values:
     """Chunk by chunk, the gradient written on the way."""
-    tokens = student.hidden.shape[:-1]
-    size = shared_classes(len(student.weight), teacher.classes, classes=classes)
-    counted = None if mask is None else aligned(mask.bool(), tokens, "mask").expand(tokens)
-    outside = weight is not None and weight.requires_grad  # a weight that is learnt gets its gradient from autograd
-    dtype = _product_dtype(student)
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    within = None
-    if weight is not None and not outside:
-        within = aligned(weight, tokens, "weight").to(wide).expand(tokens).flatten()
-    buffers = 2 + (student.softcap is not None) + 2 * (target is not None and temperature != 1)
-    most = max(1, (BUDGET if budget is None else budget) // (buffers * size * wide.itemsize))
-    chunks = max(1, -(-tokens.numel() // most))
-    bias = None if student.bias is None else student.bias.detach()[:size].to(dtype)
-    problem = SketchProblem(
-        loss,
-        replace(student, weight=student.weight.detach()[:size].to(dtype), bias=bias),
-        Buckets.of(teacher, size, temperature, tail, wide),
-        tail == "spread",
-        None if counted is None else counted.flatten().nonzero().squeeze(-1),
-        within,
-        None if target is None else target.flatten(),
-        ignore_index,
-        label_weight,
-        temperature,
-        scale,
-        max(1, -(-tokens.numel() // chunks)),  # of equal size, so that none is a small rest
-        torch.is_grad_enabled(),
+    size = shared_classes(len(student.weight), teacher.classes, classes=options.get("classes"))
+    temperature = options.get("temperature", 1.0)
+    wide = torch.float64 if product_dtype(student) == torch.float64 else torch.float32
+    return SketchProblem.values(
+        student,
+        size,
+        options,
+        buffers=2 + (student.softcap is not None) + 2 * (options.get("target") is not None and temperature != 1),
+        loss=loss,
+        buckets=Buckets.of(teacher, size, temperature, tail, wide),
+        spread=tail == "spread",
     )
-    values = Fused.apply(problem, student.hidden.flatten(0, -2), student.weight, student.bias).view(tokens)
-    return finished(values, counted, weight) if outside else values
 
 
 _MATCHING: dict[Callable[..., Tensor], Callable[..., Tensor]] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,99 +11,32 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
+from limbeck.losses.linear.chunks import Comparison
 from limbeck.losses.sketched.buckets import Buckets
-from limbeck.signals import Projection
 
 __all__: list[str] = []  # no loss: these are its inner part
 
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class SketchProblem:
-    """All that is constant in one comparison; tokens are rows: hidden states are [tokens, width].
+@dataclass(frozen=True, kw_only=True)
+class SketchProblem(Comparison):
+    """A loss that is a function of the k + 1 bucket logits b of a token.
 
-    The loss is a function of the k + 1 bucket logits b of a token. Its derivative in the logit of a known class is that in
-    its b; in every other logit that in the last b, times the softmax over the rest. So autograd is asked about
-    [tokens, k + 1] alone, and logits are passed over a few times.
-
-    `rows` are the numbers of the tokens that count (None: all); `slope` says whether a gradient will be asked for. The
-    `head` is the student's, a constant for autograd, in the dtype of the product and with no padding.
+    Its derivative in the logit of a known class is that in its b; in every other logit that in the last b, times the
+    softmax over the rest. So autograd is asked about [tokens, k + 1] alone, and logits are passed over a few times.
     """
 
     loss: Loss
-    head: Projection
     buckets: Buckets
     spread: bool
-    rows: Int64[Tensor, "counted"] | None
-    weight: Float[Tensor, "tokens"] | None
-    target: Int64[Tensor, "tokens"] | None
-    ignore_index: int
-    label_weight: float
-    temperature: float
-    scale: bool
-    chunk: int
-    slope: bool
 
-    def solve(
-        self, hidden: Tensor, wanted: tuple[bool, ...], shapes: tuple[Any, Any], upstream: Tensor | None = None
-    ) -> tuple[Float[Tensor, "tokens"], Gradients]:
-        """Values, and the gradients `wanted` (hidden, weight, bias) of their sum, or of their sum times `upstream`.
-
-        Gradients of the head are summed in fp32 at least and span all of its rows, also those that are ignored.
-        """
-        head = self.head.weight
-        exact = torch.float64 if head.dtype == torch.float64 else torch.float32
-        # fp16 has no room for the small entries of a gradient that no loss scaling has touched yet
-        product = torch.float32 if head.dtype == torch.float16 else head.dtype
-        values = hidden.new_zeros(len(hidden), dtype=exact)
-        into_hidden = torch.zeros_like(hidden, dtype=exact) if wanted[0] else None
-        into_weight = hidden.new_zeros(shapes[0], dtype=exact) if wanted[1] else None
-        into_bias = hidden.new_zeros(shapes[1], dtype=exact) if wanted[2] else None
-        # pages that are used again need not be mapped again, which on a CPU costs as much as a pass over them
-        room = hidden.new_empty(min(self.chunk, len(hidden)), len(head), dtype=head.dtype)
-        with torch.autocast(hidden.device.type, enabled=False):
-            for here in self._chunks(len(hidden)):
-                own = hidden[here]
-                factor = None if upstream is None else upstream[here]
-                values[here], gradient = self._compare(self._product(own, room), here, any(wanted), factor)
-                if gradient is None:
-                    continue
-                narrow = gradient.to(product)
-                if into_hidden is not None:
-                    into_hidden[here] = (narrow @ head.to(product)).to(exact)
-                if into_weight is not None:
-                    part = into_weight[: len(head)]
-                    if product == exact:
-                        part.addmm_(narrow.T, own.to(exact))
-                    else:
-                        part += narrow.T @ own.to(product)
-                if into_bias is not None:
-                    into_bias[: len(head)] += gradient.sum(0)
-        return values, (into_hidden, into_weight, into_bias)
-
-    def _chunks(self, tokens: int) -> Iterator[Any]:
-        for start in range(0, tokens if self.rows is None else len(self.rows), self.chunk):
-            end = start + self.chunk
-            yield slice(start, end) if self.rows is None else self.rows[start:end]
-
-    def _product(self, hidden: Tensor, room: Tensor) -> Float[Tensor, "tokens classes"]:
-        """Logits in fp32 (fp64), to be overwritten, scaled and capped."""
-        z = torch.mm(hidden.to(room.dtype), self.head.weight.T, out=room[: len(hidden)])
-        z = z if z.dtype == torch.float64 else z.float()
-        if self.head.bias is not None:
-            z.add_(self.head.bias)
-        if self.head.scale != 1:
-            z.mul_(self.head.scale)
-        cap = self.head.softcap
-        return z if cap is None else z.div_(cap).tanh_().mul_(cap)
-
-    def _compare(
-        self, z: Tensor, here: Any, slope: bool, upstream: Tensor | None
+    def compare(
+        self, hidden: Tensor, here: Any, upstream: Tensor | None, rooms: Tensor, slope: bool
     ) -> tuple[Float[Tensor, "tokens"], Float[Tensor, "tokens classes"] | None]:
-        """Values of one chunk, and the gradient of their sum (times `upstream`) in the product."""
-        teacher, cap = self.buckets[here], self.head.softcap
+        """See the class."""
+        z = self.student.shaped(self.student.product(hidden, rooms[0]))
+        teacher, cap = self.buckets[here], self.student.softcap
         capped = z.clone() if cap is not None and slope else None
         label, labels = None, None
         if self.target is not None:
@@ -154,11 +87,11 @@ class SketchProblem:
                 gradient.add_(own)
         if capped is not None and cap is not None:
             gradient.mul_(capped.div_(cap).square_().neg_().add_(1))
-        if self.head.scale != 1:
-            gradient.mul_(self.head.scale)
-        for outer in (None if self.weight is None else self.weight[here], upstream):
+        if self.student.scale != 1:
+            gradient.mul_(self.student.scale)
+        for outer in (self.weight, upstream):
             if outer is not None:
-                gradient.mul_(outer[:, None])
+                gradient.mul_(outer[here, None])
         return values, gradient
 
     def _of_buckets(self, b: Tensor, teacher: Buckets, slope: bool) -> tuple[Tensor, Tensor | None]:
