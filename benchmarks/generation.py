@@ -4,8 +4,8 @@
 
 FOLDER holds digits_image_audio (for mnist: 5,000 of its training pictures). The teacher of the points is exact, a formula; those of
 pictures are flows trained here on the data, unguided. Every student begins with the weights of such a flow. One method after another is
-given `cpu_seconds` of one core for training, whatever a step of it costs: steps are counted by a short probe before. Of two
-learning rates per method the better is taken, by a seed and rows that the figures do not use (mnist takes that of digits).
+given `cpu_seconds` of one core for training, whatever a step of it costs: steps are counted by a short probe before. Of three
+learning rates per method the best is taken, by a seed and rows that the figures do not use (mnist takes that of digits).
 Methods have their defaults but for what `ARMS` says; none is guided. Distances are to held-out data: sliced Wasserstein for points, the
 Frechet distance of a classifier's 64 features for pictures. The figures go to benchmarks/evidence/generation-SET.json;
 `python benchmarks/tables.py` makes the page. The same call goes on after a stop.
@@ -44,12 +44,16 @@ RING = {"modes": 8, "std": 0.05, "labels": [0, 1] * 4}
 
 @dataclass(frozen=True)
 class Arm:
-    """A method, the numbers of steps it is trained for, and those it is measured at (None: the one it was trained for)."""
+    """A method, the numbers of steps it is trained for, and those it is measured at (None: the one it was trained for).
+
+    `critic` is how many times the student's learning rate the critic has, as published.
+    """
 
     method: dict[str, Any]
     trained: tuple[int, ...] = (1,)
     measured: tuple[int, ...] | None = None
     rounds: Callable[[int], int] = lambda steps: 1  # stages that have the run's steps each
+    critic: float = 1.0
 
     def options(self, steps: int, budget: int) -> dict[str, Any]:
         """The method for so many sampling steps, with `budget` training steps in all its stages."""
@@ -76,15 +80,15 @@ ARMS: dict[str, Arm] = {
     ),
     "progressive": Arm({"use": "progressive", "first_steps": 8}, ANY, rounds=lambda steps: {1: 4, 2: 3, 4: 2}[steps]),
     "boot": Arm({"use": "boot"}),
-    "vsd": Arm({"use": "vsd", "guidance": 1.0, "drop": 0.0}),
-    "snoopi": Arm({"use": "snoopi", "guidance": [0.5, 1.5]}),
+    "vsd": Arm({"use": "vsd", "guidance": 1.0, "drop": 0.0}, critic=10),
+    "snoopi": Arm({"use": "snoopi", "guidance": [0.5, 1.5]}, critic=10),
     "dmd2": Arm({"use": "dmd2"}, ANY),
     "dmd2, a critic step each": Arm({"use": "dmd2", "critic_steps": 1}),
     "dmd2 with GAN": Arm({"use": "dmd2", "gan_weight": 3e-3}, ANY),
     "sid": Arm({"use": "sid"}),
     "sim": Arm({"use": "sim"}),
     "gdd": Arm({"use": "gdd"}),
-    "tdm": Arm({"use": "tdm", "guidance": 1.0}, ANY),
+    "tdm": Arm({"use": "tdm", "guidance": 1.0}, ANY, critic=5),
     "twinflow": Arm({"use": "twinflow"}, (4,), ANY),
 }
 
@@ -117,7 +121,7 @@ BEDS = {
         student=network("PointDenoiser", width=128, classes=2, **FLOW),
         base={"steps": 6000, "batch_size": 256, "lr": 1e-3, **PLAIN},
         train={"batch_size": 256, **PLAIN},
-        rates=(2e-4, 1e-3),
+        rates=(5e-5, 2e-4, 1e-3),
         cpu_seconds=12.0,
         count=2048,
     ),
@@ -127,7 +131,7 @@ BEDS = {
         student=network("PictureDenoiser", width=32, classes=10, **FLOW),
         base={"steps": 8000, "batch_size": 64, "lr": 1e-3, "precision": "bf16", **PLAIN},
         train={"batch_size": 64, "precision": "bf16", **PLAIN},
-        rates=(1e-4, 5e-4),
+        rates=(2e-5, 1e-4, 5e-4),
         cpu_seconds=30.0,
         count=1437,
     ),
@@ -273,8 +277,12 @@ class Bench:
     def epoch(self) -> int:
         return -(-len(rows(self.name, self.packs, "train")[0]) // self.bed.train["batch_size"])
 
-    def run(self, method: dict[str, Any], steps: int, rate: float, seed: int, out: Path, observer: Any = None) -> Path:
-        train = self.bed.train | {"steps": steps, "lr": rate}
+    def run(
+        self, method: dict[str, Any], steps: int, rate: float, seed: int, out: Path, observer: Any, critic: float = 1.0
+    ) -> Path:
+        train: dict[str, Any] = self.bed.train | {"steps": steps, "lr": rate}
+        if critic != 1:
+            train["trainees"] = {"critic": {"lr": critic * rate}}
         teacher = {} if method["use"] == "gdd" or method["use"] == "denoising" else {"teacher": self.teacher}
         return limbeck.distill(
             **self.keys,
@@ -284,7 +292,7 @@ class Bench:
             train=train,
             seed=seed,
             out=out,
-            observer=observer or Silent(),
+            observer=observer,
         ).folder
 
     def trained(self, name: str, steps: int, rate: float, seed: int) -> dict[str, Any]:
@@ -304,7 +312,7 @@ class Bench:
         began = time.process_time()
         found: dict[str, Any] = {"steps": budget, "figures": {}}
         try:
-            self.run(options, max(1, first), rate, seed, place, clock)
+            self.run(options, max(1, first), rate, seed, place, clock, arm.critic)
             found["cpu_seconds"] = clock.at[-1] - clock.at[0]
             network = limbeck.Student(str(place)).model
             for n in arm.measured or (steps,):
