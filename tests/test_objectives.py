@@ -59,6 +59,19 @@ def value(objective, student, teacher, progress=None):
     return {name: float((p.sum / p.count).detach()) * float(p.weight) for name, p in loss.parts.items()}, loss
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_loss_of_the_whole_batch_that_finds_no_values_is_zero_and_has_a_gradient(dtype):
+    """Such as a loss on labelled rows, in a batch that has none."""
+    x = torch.ones(4, dtype=dtype, requires_grad=True)
+    for count in (0, 3):
+        value = Loss.batch("some", lambda x, count=count: x[:count] * 2, x=x).total()
+        assert float(value.detach()) == (2 if count else 0)
+        (gradient,) = torch.autograd.grad(value, x)
+        torch.testing.assert_close(
+            gradient.float(), torch.tensor([2 / 3] * count + [0.0] * (4 - count)), atol=4e-3, rtol=0
+        )
+
+
 def test_a_mean_is_a_sum_and_a_count():
     values = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     (part,) = Loss.mean("a", values).parts.values()

@@ -47,9 +47,10 @@ class BatchPart:
     weight: Number = 1.0
 
     def value(self, tensors: Mapping[str, Tensor]) -> Float[Tensor, ""]:
-        """The mean of the function's values over the given (gathered) tensors, summed in fp32 or better."""
+        """The mean of the function's values over the given (gathered) tensors, summed in fp32 or better; of no values 0."""
         values = self.function(**tensors)
-        return (values if values.dtype == torch.float64 else values.float()).mean()
+        wide = values if values.dtype == torch.float64 else values.float()
+        return wide.mean() if wide.numel() else wide.sum()
 
 
 @dataclass
@@ -392,7 +393,7 @@ def _shared_classes(student: Student, teacher: Teacher, ours: int, theirs: int) 
 
     crossing = ", ".join(name for name, method in all_methods().items() if method.card.across_tokenizers)
     raise RecipeError(
-        f"{mine.difference(other)}. This method compares token by token. Methods that cross tokenizers: {crossing}"
+        f"{other.difference(mine)}. This method compares token by token. Methods that cross tokenizers: {crossing}"
     )
 
 
