@@ -15,6 +15,7 @@ from limbeck.engine.processes import World
 from limbeck.errors import RecipeError
 from limbeck.evaluation.measure import Measured, measure
 from limbeck.evaluation.retention import retention
+from limbeck.evaluation.speculative import unfit
 from limbeck.recipe import Recipe
 from limbeck.sources import STUDENT_FILE
 from limbeck.tasks import Task
@@ -88,6 +89,12 @@ def evaluate(
     teacher = recipe.build_teacher() if of == "teacher" or {"fidelity", "writing", "speculative"} & {*chosen} else None
     if teacher is None and of == "teacher":
         raise RecipeError(f"{place} has no teacher to measure.")
+    if (
+        of == "student"
+        and "speculative" in chosen
+        and (why := unfit(student.tokenizer, teacher, task.name)) is not None
+    ):
+        raise RecipeError(why)
     once = validate.batches(found[split], 256, World())
     if teacher is not None:
         teacher.check_data(found)

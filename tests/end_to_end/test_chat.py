@@ -93,6 +93,10 @@ def test_stored_answers_about_all_tokens_teach_what_the_teacher_teaches(words, c
         assert code == 0, err
     live, stored = (limbeck.Run(name).result["student"]["metric"] for name in ("live", "stored"))
     assert stored == pytest.approx(live, rel=1e-3)
+    code, _, err = cli("distill", "chat", *words, "teacher=answers", "evaluate=[quality,speculative]", "--out", "no")
+    assert code == 2
+    assert "this teacher is no network here (stored answers in answers of" in " ".join(err.split())
+    assert not Path("no").exists()
 
 
 def test_another_tokenizer_is_refused_with_the_methods_that_cross_and_these_run(words, models, cli):
@@ -101,6 +105,9 @@ def test_another_tokenizer_is_refused_with_the_methods_that_cross_and_these_run(
     assert code == 2
     assert "split text differently" in err
     assert "uld" in err
+    code, _, err = cli("distill", "chat", *other, "method=uld", "evaluate=[quality,speculative]", "--out", "no")
+    assert code == 2
+    assert "Leave speculative out of evaluate" in " ".join(err.split())
     code, _, err = cli("distill", "chat", *other, "method=uld", "--out", "run")
     assert code == 0, err
 

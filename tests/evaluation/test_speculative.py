@@ -1,6 +1,7 @@
 """Speculative decoding writes what the target alone would; what is kept is counted, and adds up to sum_v min(p_v, q_v)."""
 
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from limbeck.evaluation.measure import measure
 from limbeck.language.drawing import draw
 from limbeck.randomness import fold, seeds_for
 from limbeck.signals import Projection
+from limbeck.teachers.endpoint import Endpoint
+from limbeck.teachers.mixture import Mixture
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "language"))
 from small_models import llama
@@ -236,10 +239,34 @@ def test_the_check_has_no_speedup_without_transformers_and_none_of_the_teacher_i
     own = measure(target, once, Task("text"), checks=["speculative"], judge=target, time_it=False).entry["figures"]
     assert "acceptance" not in own
     assert not spec.fits(draft, None)
-    target._tokenizer = object()
+    target._tokenizer.difference = lambda _: "they split text differently"
     other = actor(Student, Bigram(0))
     other._tokenizer.same_as = lambda _: False
     assert not spec.fits(other, target)
+
+
+def test_who_cannot_be_drafted_for_is_said():
+    """Every reason has its sentence; a teacher of the same tokens has none."""
+    tokens, target = Endless(), actor(Teacher, Bigram(1))
+    assert spec.unfit(tokens, target, "text") is None
+    assert spec.unfit(tokens, target) is None
+    several = Mixture({"one": actor(Teacher, Bigram(1)), "two": actor(Teacher, Bigram(2))})
+    silent, strange = actor(Teacher, Bigram(1)), actor(Teacher, Bigram(1))
+    silent._tokenizer = None
+    strange._tokenizer.difference = lambda other: "teacher and student split text differently"
+    other = Endless()
+    other.same_as = lambda _: False
+    far = Endpoint("http://x/v1", "tiny", classes=SIZE)
+    for about, reason in (
+        ((tokens, target, "classification"), r"token by token, and the task is classification\. Leave speculative out"),
+        ((tokens, None), r"and there is no teacher\. .* or give one$"),
+        ((tokens, several), r"several teachers.* or give one of them$"),
+        ((tokens, far), r"no network here \(tiny at http://x/v1\)\. .* or give the teacher itself$"),
+        ((None, target), r"no tokenizer lies beside the student\. .* student\.tokenizer=FOLDER$"),
+        ((tokens, silent), r"no tokenizer lies beside the teacher\. .* teacher\.tokenizer=FOLDER$"),
+        ((other, strange), r"and teacher and student split text differently\. Leave speculative out of evaluate$"),
+    ):
+        assert re.search(reason, spec.unfit(*about)), reason
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -32,6 +32,10 @@ from limbeck.losses.linear.choosing import most_probable
 from limbeck.losses.token_divergences import tvd
 from limbeck.randomness import fold, seeds_for, uniform
 from limbeck.signals import Projection
+from limbeck.tasks import LANGUAGE
+
+if TYPE_CHECKING:
+    from limbeck.language.tokens import Tokens
 
 GAMMA = 4
 PROMPTS = 16
@@ -149,15 +153,35 @@ def decoded(
     return found
 
 
+def unfit(tokens: Tokens | None, target: Actor | None, task: str | None = None) -> str | None:
+    """Why a student with this tokenizer cannot be measured as a draft for this teacher, in a sentence; None where it can.
+
+    Args:
+        task: its name; None says nothing of it.
+    """
+    who = "the check 'speculative' measures the student as a draft for its teacher"
+    leave = "Leave speculative out of evaluate"
+    if task is not None and task not in LANGUAGE:
+        return f"{who}, token by token, and the task is {task}. {leave}"
+    if target is None:
+        return f"{who}, and there is no teacher. {leave}, or give one"
+    if isinstance(target, Teacher) and len(target.members) > 1:
+        return f"{who}, and these are several teachers, of whom none alone has the last word. {leave}, or give one of them"
+    if next(iter(target.model.parameters()), None) is None:
+        where = target.source.describe()
+        return f"{who}, which reads what both write, and this teacher is no network here ({where}). {leave}, or give the teacher itself"
+    if tokens is None or target.tokenizer is None:
+        whose = "student" if tokens is None else "teacher"
+        return f"{who}, and no tokenizer lies beside the {whose}. {leave}, or say where it is: {whose}.tokenizer=FOLDER"
+    if not tokens.same_as(target.tokenizer):
+        return f"{who}, token by token, and {target.tokenizer.difference(tokens)}. {leave}"
+    return None
+
+
 def fits(draft: Actor, target: Actor | None) -> bool:
     """Whether the target is another network that is here and reads the same tokens."""
-    if target is None or draft is target or draft.stored or target.stored:
-        return False
-    if isinstance(target, Teacher) and len(target.members) > 1:
-        return False
-    if any(next(iter(actor.model.parameters()), None) is None for actor in (draft, target)):
-        return False
-    return draft.tokenizer is not None and target.tokenizer is not None and draft.tokenizer.same_as(target.tokenizer)
+    here = not draft.stored and next(iter(draft.model.parameters()), None) is not None
+    return here and draft is not target and unfit(draft.tokenizer, target) is None
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from limbeck.recipe.networks import MixtureKeys, StudentKeys, TeacherKeys
 from limbeck.recipe.rest import OtherKeys
 from limbeck.recipe.sections import DataKeys, Section, TaskKeys, open_data, open_task
 from limbeck.recipe.settings import apply, unknown
+from limbeck.shipping import exporting
 from limbeck.sources import fingerprint
 from limbeck.tasks import Task
 
@@ -84,6 +85,8 @@ class Recipe:
         self.control, self.evaluate, self.require = other.control, other.evaluate, other.require
         self.limit, self.cache, self.seed = other.limit, other.cache, other.seed
         self.export, self.track = other.export, other.track
+        named = [*self.members, *(member for stage in self.stages for member in stage.method)]
+        exporting.refuse_methods(self.export, [teaching.name(member) for member in named])
         self._other = other
         self._name = name
         self.notices: list[str] = []
@@ -267,8 +270,15 @@ class Recipe:
         return self.student.build(Student, "student", self.seed)
 
     def build_teacher(self) -> Teacher | None:
-        """The teacher (or the mixture of its members), drawn as the student is; None where there is none."""
-        return None if self.teacher is None else networks.teacher(self.teacher, self.seed)
+        """The teacher (or the mixture of its members), drawn as the student is; None where there is none.
+
+        Raises:
+            RecipeError: it is asked for a check that needs another teacher.
+        """
+        made = None if self.teacher is None else networks.teacher(self.teacher, self.seed)
+        if "speculative" in self.evaluate and self.student is not None:
+            building.refuse_draft(self.student, made, self._use())
+        return made
 
     def build_method(self) -> Method | Procedure | list[tuple[str, Method | Procedure, TrainSettings]]:
         """The method; of a recipe with stages, a name, a method and the settings of its training for each."""

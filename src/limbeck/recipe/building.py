@@ -10,9 +10,11 @@ from typing import Any, Literal
 
 import torch
 
+from limbeck.actors import Teacher
 from limbeck.data.load import load_data
 from limbeck.data.tensors import Data
 from limbeck.errors import RecipeError, nearest
+from limbeck.evaluation.speculative import unfit
 from limbeck.recipe.live import Absent
 from limbeck.recipe.networks import MixtureKeys, NetworkKeys, TeacherKeys
 from limbeck.recipe.sections import DataKeys, TaskKeys
@@ -161,6 +163,17 @@ def method(use: str | None, *, teacher: bool) -> str:
             f"the recipe names no method, and there is no default for {use or 'a task that is not known'}: method=..."
         )
     return METHODS[use]
+
+
+def refuse_draft(student: NetworkKeys, teacher: Teacher | None, task: str | None) -> None:
+    """Refuse the check `speculative` where the student could not draft for this teacher.
+
+    Raises:
+        RecipeError: why it could not.
+    """
+    why = unfit(student.tokens(), teacher, task)
+    if why is not None:
+        raise RecipeError(f"evaluate: {why}")
 
 
 def _target(found: Data, row: dict[str, Any]) -> str:
