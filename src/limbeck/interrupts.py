@@ -13,7 +13,10 @@ from limbeck.engine.trainer import Stopped
 
 
 class Interrupts:
-    """Inside the block, the first Ctrl-C (or SIGTERM) asks for a stop at the next step boundary; the second one kills."""
+    """Inside the block, the first Ctrl-C (or SIGTERM) asks for a stop at the next step boundary; the second one kills.
+
+    A request that no step came after is passed on at the end of the block, so that none is lost.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -46,3 +49,5 @@ class Interrupts:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+        if problem == (None, None, None) and self.signal is not None:
+            signal.raise_signal(self.signal)
