@@ -25,7 +25,7 @@ from limbeck.engine.processes import World
 from limbeck.engine.stepper import NonFiniteError
 from limbeck.engine.trainer import Observer, Situation, Stopped
 from limbeck.errors import RecipeError
-from limbeck.evaluation import requirements
+from limbeck.evaluation import requirements, samples
 from limbeck.evaluation.measure import measure
 from limbeck.evaluation.writing import side_by_side
 from limbeck.interrupts import Interrupts
@@ -408,6 +408,8 @@ class Life:
         for sentence in of_run.after_training(self.recipe.export, self.folder, student, task, data, result):
             self.say(sentence)
         write_json(self.folder / "result.json", result)
+        shown = {"student": student, "teacher": asked, "control": without}
+        samples.record(self.folder / samples.FILE, task, data, split, shown, self.world.device)
         from limbeck import report
 
         report.write([self.folder], self.folder / "report.html")

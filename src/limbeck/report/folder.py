@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from limbeck.errors import RecipeError
+from limbeck.evaluation.samples import FILE, Generated
 
 ROLES = ("teacher", "student", "control")
 
@@ -26,6 +27,7 @@ class RunFolder:
     control_log: list[dict[str, Any]]
     predictions: dict[str, Tensor]
     samples: dict[str, Tensor]
+    generated: Generated
     findings: list[dict[str, Any]]
     recipe: str
     environment: dict[str, Any]
@@ -51,6 +53,7 @@ class RunFolder:
             control_log=_lines(path / "control" / "log.jsonl"),
             predictions=_tensors(path / "predictions.safetensors"),
             samples=_tensors(path / "samples.safetensors"),
+            generated=Generated.load(path / FILE),
             findings=[block for block in findings if isinstance(block, dict)] if isinstance(findings, list) else [],
             recipe=_text(path / "recipe.yaml"),
             environment=environment if isinstance(environment, dict) else {},

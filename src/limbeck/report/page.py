@@ -23,6 +23,7 @@ from limbeck.report.parts.head import head
 from limbeck.report.parts.learning import learning
 from limbeck.report.parts.making import making, notices
 from limbeck.report.parts.results import results
+from limbeck.report.parts.samples import samples
 from limbeck.report.parts.tradeoff import tradeoff
 
 MANY = 12  # runs that a page goes into one by one
@@ -78,6 +79,7 @@ def _page(runs: Sequence[RunFolder], budget: Budget, first: str) -> str:
     sections = [
         first,
         results(told),
+        samples(told, budget),
         tradeoff(told),
         learning(told),
         confusion(told, budget),

@@ -11,14 +11,17 @@ from limbeck.report import numbers
 
 @dataclass(frozen=True)
 class Word:
-    """A figure in words: its name, whether it is a share of 1, which way is better, and one line that explains it."""
+    """A figure in words: its name, whether it is a share of 1, which way is better, and one line that explains it; or a whole number."""
 
     name: str
     is_share: bool
     higher_is_better: bool
     meaning: str
+    is_count: bool = False
 
     def write(self, value: Any) -> str:
+        if self.is_count:
+            return numbers.count(value)
         return numbers.share(value) if self.is_share else numbers.plain(value, zeros=True)
 
     def tick(self, value: float) -> str:
@@ -99,6 +102,7 @@ FIGURES = {
     "conditional_accuracy": Word(
         "conditional accuracy", True, True, "samples that a classifier takes for what was asked"
     ),
+    "evaluations": Word("evaluations", False, False, "calls of the network for one sample (NFE)", is_count=True),
     "pixel_accuracy": Word("pixel accuracy", True, True, "share of pixels whose class is right"),
 }
 
