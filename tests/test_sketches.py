@@ -9,6 +9,15 @@ from limbeck.sketches import Sketch
 LOGITS = 2 * torch.randn(2, 3, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
+def test_what_it_holds():
+    """The classes that are known, and none that an empty entry stands for."""
+    sketch = Sketch(torch.tensor([[3, 1, 0]]), torch.tensor([[-0.1, -3.0, -math.inf]]), torch.tensor([-4.0]), 9)
+    assert [bool(sketch.holds(torch.tensor([c]))) for c in range(4)] == [False, True, False, True]
+    top = Sketch.top(LOGITS, 4)
+    assert torch.equal(top.holds(top.ids[..., 3]), torch.ones(2, 3, dtype=torch.bool))
+    assert not top.holds(LOGITS.argmin(-1)).any()
+
+
 def test_the_most_probable_and_the_mass_of_the_others():
     sketch = Sketch.top(LOGITS, 4)
     p = LOGITS.softmax(-1).sort(-1, descending=True).values

@@ -14,7 +14,7 @@ from limbeck.engine.processes import World
 from limbeck.evaluation.measure import measure
 from limbeck.method import Method, Procedure
 from limbeck.recipe.stages import Stages
-from limbeck.tasks import Task
+from limbeck.tasks import LANGUAGE, Task
 
 
 def of(teacher: Teacher | None, data: Data, task: Task, device: torch.device) -> Iterator[str]:
@@ -27,10 +27,13 @@ def of(teacher: Teacher | None, data: Data, task: Task, device: torch.device) ->
         member.model.eval()
         known = f"{_called(name)}: {member.source.describe()}; fingerprint {member.fingerprint()}"
         if not member.answers(which):
-            yield f"{known}; its {task.metric} is not known, since it stores no logits of the {which} split as it is"
+            why = f"it stores no logits of the {which} split as it is"
+            if getattr(member, "drawn", False):
+                why = "it stores draws, which do not tell how likely a single token is; its column stays empty"
+            yield f"{known}; its {task.metric} is not known, since {why}"
             continue
         seen = measure(member, once, task, time_it=False).entry
-        yield f"{known}; {task.metric} {seen['metric']:.3f} on {size} {which} samples"
+        yield f"{known}; {task.metric} {seen['metric']:.3f} on {size} {which} samples{_estimated(member, once, task)}"
 
 
 def untaught(teacher: Teacher | None, plan: Method | Procedure) -> list[str]:
@@ -43,6 +46,24 @@ def untaught(teacher: Teacher | None, plan: Method | Procedure) -> list[str]:
         for name, member in (teacher.members if teacher is not None and student_only else {}).items()
         if member.source.weights is None and member.source.spec is not None
     ]
+
+
+@torch.no_grad()
+def _estimated(teacher: Teacher, once: validate.Batches, task: Task) -> str:
+    """What is to be said of its figures where some classes of each token are known, and the mass of the rest."""
+    if not teacher.sketches or task.name not in LANGUAGE:
+        return ""
+    counted = missing = 0
+    for batch in validate.few_at_once(teacher, once):
+        own = teacher.own(batch)
+        held = teacher(batch)["logits"].holds(own[task.target])
+        counted, missing = counted + int(own["answer"].sum()), missing + int((own["answer"] & ~held).sum())
+    if missing == 0 and not teacher.stored:
+        return ""
+    return (
+        f"; its figures are estimated from the classes that are stored: {missing / max(counted, 1):.1%} of the tokens are none of them, "
+        "and count with an even share of the rest"
+    )
 
 
 def _called(name: str) -> str:

@@ -86,6 +86,10 @@ class Sketch:
         others = (self.classes - self.known.sum(-1)).to(self.log_tail.dtype)
         return torch.where(others > 0, self.log_tail - others.clamp(min=1).log(), -math.inf)
 
+    def holds(self, classes: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
+        """Whether one class for each distribution is among those that are known."""
+        return ((self.ids == classes.unsqueeze(-1)) & self.known).any(-1)
+
     def total(self) -> Float[Tensor, "..."]:
         """The mass of all known classes and the rest: 1, up to rounding, or it is not a distribution."""
         return self.log_probs.exp().sum(-1) + self.log_tail.exp()

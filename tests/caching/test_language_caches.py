@@ -171,7 +171,34 @@ def test_with_the_method_the_cache_stores_what_it_reads(tmp_path):
     student = Student(Speaker(4, seed=1), view="input_ids")
     stored = ask(tmp_path / "c", heard, student=student, method="token-kd", cache={"top_k": 8})
     assert stored.holds == ["logits"]
-    assert not stored.answers("validation")  # what needs every class is not measured
+    assert stored.answers("validation")
+    assert not ask(tmp_path / "d", cache={"samples": 8}).answers("validation")  # draws tell of no single token
+
+
+@pytest.mark.parametrize("cache", [{"top_k": 8}, {"token_bytes": 20}, {"samples": 20}])
+def test_a_stored_teachers_own_figures_are_estimated_and_the_report_says_so(tmp_path, cache):
+    """A token that is none of the known ones counts with an even share of the rest; draws leave the column empty."""
+    stored, kept = ask(tmp_path / "c", cache=cache), data().splits["validation"]
+    student = Student(Speaker(4, seed=1), view="input_ids")
+    keys = {"data": data(), "task": "text", "method": "token-kd", "control": "none", "train": {"steps": 1}}
+    run = limbeck.distill(teacher=stored, student=student, out=tmp_path / "run", **keys)
+    said = " ".join(run.result["notices"])
+    if "samples" in cache:
+        assert run.result["teacher"] is None
+        assert "it stores draws, which do not tell how likely a single token is; its column stays empty" in said
+        return
+    batch = kept.__getitems__(list(range(len(kept))))
+    counts, target = batch["answer"], batch["target"].clamp(min=0)
+    expanded = stored(batch)["logits"].expand().gather(-1, target[..., None]).squeeze(-1)
+    exact = teacher()(batch)["logits"].log_softmax(-1).gather(-1, target[..., None]).squeeze(-1)
+    figures = run.result["teacher"]["figures"]
+    assert figures["nll"] == pytest.approx(-float(expanded[counts].mean()), rel=1e-5)
+    assert figures["nll"] == pytest.approx(-float(exact[counts].mean()), rel=0.2)
+    held = stored(batch)["logits"].holds(target)
+    missing = float((~held)[counts].float().mean())
+    assert 0 < missing < 1
+    assert f"estimated from the classes that are stored: {missing:.1%} of the tokens are none of them" in said
+    assert (exact - expanded)[held & counts].abs().max() < (0.13 if "top_k" in cache else 1.0)
 
 
 def test_a_kill_costs_nothing_and_changes_nothing(tmp_path):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from limbeck.errors import RecipeError
 from limbeck.language.likelihood import log_probs_of, next_tokens, rows_of, values_of
 from limbeck.losses import kl
 from limbeck.losses.token_divergences import skew_reverse_kl
@@ -43,6 +44,12 @@ def test_what_does_not_count_may_be_anything():
     assert found[~mask].tolist() == [0.0, 0.0]
     assert z.grad.isfinite().all()
     assert not z.grad[~mask].any()
+
+
+def test_draws_do_not_tell_how_likely_a_single_token_is():
+    drawn = Sketch.drawn(torch.randn(2, 3, 7), 5, torch.zeros(2, 3))
+    with pytest.raises(RecipeError, match=r"are draws.*cache\.top_k"):
+        log_probs_of(drawn, torch.zeros(2, 3, dtype=torch.int64), torch.ones(2, 3, dtype=torch.bool))
 
 
 def test_a_sketch_says_what_it_knows_and_shares_out_the_rest():

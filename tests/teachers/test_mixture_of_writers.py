@@ -5,9 +5,11 @@ import torch
 from torch import nn
 
 from limbeck import Student, Task, Teacher
+from limbeck.errors import RecipeError
 from limbeck.losses import kl
 from limbeck.methods.token_kd import ForwardKL
 from limbeck.signals import Projection
+from limbeck.sketches import Sketch
 from limbeck.teachers import Mixture
 
 
@@ -48,3 +50,14 @@ def test_a_student_learns_from_the_mixed_logits(by):
         share = (log_p.exp() * log_p).sum(-1).softmax(0)
         mixed = (share[..., None] * parts).sum(0)
     torch.testing.assert_close(method.loss(own).total(), kl(z, mixed).mean())
+
+
+@pytest.mark.parametrize("by", ["mean", "confidence"])
+def test_sketches_cannot_be_mixed(by):
+    """Of one teacher all classes are known, of the other some: there is no distribution that both would stand behind."""
+    one, other = (Teacher(Speaker(4), view="input_ids") for _ in range(2))
+    whole = one(batch())["logits"].materialise()
+    mixture = Mixture({"a": one, "b": other}, by=by)
+    with pytest.raises(RecipeError, match="cannot be mixed with others"):
+        mixture._mix([whole, Sketch.top(whole, 2)], batch())
+    assert isinstance(mixture._mix([Sketch.top(whole, 2)], batch()), Sketch)

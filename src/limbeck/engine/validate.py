@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from limbeck.actors import Actor
+from limbeck.data.collate import pick
 from limbeck.data.loader import Loader
 from limbeck.engine.processes import World
 from limbeck.objectives import BatchPart, Loss, at_least_one
 from limbeck.tasks import Task
 
+_SKETCHES = 16
+"""Rows of sketches at a time: each token takes as much as the one of which most classes are known."""
 Batches = Callable[[], Iterator[dict[str, Any]]]
 
 
@@ -61,11 +64,19 @@ def mean_loss(function: Callable[[dict[str, Any]], Loss], once: Batches, world: 
     return float(sum(weights[name] * float(mean) for name, mean in zip(sums, means)))
 
 
+def few_at_once(actor: Actor, once: Batches) -> Iterator[dict[str, Any]]:
+    """The batches; of an actor that answers in sketches so few rows that these do not fill the memory."""
+    for batch in once():
+        rows = torch.arange(len(batch["id"]))
+        pieces = rows.split(_SKETCHES) if getattr(actor, "sketches", False) else [rows]
+        yield from (pick(batch, piece) for piece in pieces) if len(pieces) > 1 else [batch]
+
+
 @torch.no_grad()
 def outputs_of(actor: Actor, once: Batches, world: World, task: Task) -> dict[str, Tensor]:
     """`outputs` and `target` (see `Task.outputs`) and `id` of every sample, in order of id, on the CPU of every process."""
     kept: dict[str, list[Tensor]] = {}
-    for batch in once():
+    for batch in few_at_once(actor, once):
         outputs, target = task.outputs(actor(batch), actor.own(batch))
         rows = {"outputs": outputs, "target": target, "id": batch["id"]}
         for name, value in rows.items():

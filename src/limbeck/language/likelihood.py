@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from limbeck.errors import RecipeError
 from limbeck.losses import linear, sketched
 from limbeck.losses.masking import keep, widened
 from limbeck.signals import Projection
@@ -26,11 +27,19 @@ def log_probs_of(
 
     A projection is never multiplied out. Of a sketch: what it knows of the token; of one it does not know, an even
     share of the rest. `classes`: only the first so many are tokens, the rest is padding of the head.
+
+    Raises:
+        RecipeError: the classes of a sketch were drawn, and how likely a single one is cannot be told.
     """
     tokens = tokens.where(mask, 0)
     if isinstance(logits, Projection):
         return -linear.cross_entropy(logits, tokens, mask=mask, classes=classes)
     if isinstance(logits, Sketch):
+        if logits.sampled:
+            raise RecipeError(
+                "these stored logits are draws, which do not tell how likely a single token is. Store the most probable classes "
+                "instead (cache.top_k or cache.token_bytes), or ask the teacher itself."
+            )
         same = (logits.ids == tokens.unsqueeze(-1)) & logits.known
         known = torch.where(same, logits.log_probs, 0).sum(-1)
         return torch.where(mask, torch.where(same.any(-1), known, logits.log_share), 0)

@@ -15,6 +15,7 @@ from limbeck.diffusion.network import DiffusionNetwork
 from limbeck.diffusion.styles import STYLE
 from limbeck.errors import RecipeError, nearest
 from limbeck.signals import Place, Projection, Signals, weighted_sum
+from limbeck.sketches import Sketch
 
 if TYPE_CHECKING:
     from limbeck.data.tensors import Data
@@ -259,6 +260,11 @@ class Mixture(Teacher):
     def _mix(self, given: list[Logits], batch: Mapping[str, Any]) -> Logits:
         if len(given) == 1:
             return given[0]
+        if any(isinstance(logits, Sketch) for logits in given):
+            raise RecipeError(
+                "of one of the teachers only some classes of each token are known (stored, or from an endpoint), and such logits cannot be "
+                "mixed with others. Give one teacher, or the models themselves."
+            )
         if self.by == "mean" and all(isinstance(logits, Projection) for logits in given):
             return weighted_sum([(logits, 1 / len(given)) for logits in given if isinstance(logits, Projection)])
         stacked = torch.stack([z.materialise() if isinstance(z, Projection) else z for z in given])

@@ -82,7 +82,9 @@ class Stored(AnswersOnly):
         self.paths = dict(told["taps"])
         self.holds = list(self.header["signals"])
         self.shapes = {name: tuple(spec["shape"]) for name, spec in self.header["signals"].items()}
-        self.sketches = isinstance(self.packings.get("logits"), packing.Tokens)
+        logits = self.packings.get("logits")
+        self.sketches = isinstance(logits, packing.Tokens)
+        self.drawn = isinstance(logits, packing.Tokens) and logits.codec.draws
         self.paired: dict[str, list[list[str]]] = self.header["paired"]  # by method: student's place, its path, signal
         self.embedding_width: int = told["embedding_width"]
         self._data: Data | None = None
@@ -171,10 +173,10 @@ class Stored(AnswersOnly):
         self._data, self._looks = data, 0
 
     def answers(self, split: str) -> bool:
-        """Whether logits of this split were stored, as it is and whole."""
+        """Whether logits of this split were stored, as it is; draws do not tell how likely one class is."""
         return (
             "logits" in self.packings
-            and not self.sketches
+            and not self.drawn
             and any(part["split"] == split and part["view"] is None for part in self.header["passes"])
         )
 
