@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor, nn
 
-from limbeck.actors import Student, Teacher
+from limbeck.actors import Actor, Student, Teacher
 from limbeck.data.tensors import Data
 from limbeck.errors import RecipeError
 from limbeck.objectives import Loss, Objective, Term
@@ -145,6 +145,10 @@ class Method(Options, Bound, nn.Module):
     def trainees(self) -> dict[str, list[nn.Module | nn.Parameter]]:
         """Who can learn: named groups of modules and parameters. Default: the student with this method's own modules."""
         return {"student": [self.student.model, self]}
+
+    def actors(self) -> list[Actor]:
+        """Those through which the method asks networks of its own (a critic, a slow copy): spread over processes where the student is."""
+        return []
 
     def loss(self, batch: Batch) -> Loss:
         """The loss of a batch or of a piece of one; changes no state and draws nothing at random."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from two_generators import VARIANTS, course, weights_of
 from two_processes import KINDS, SCENARIOS
 
 from limbeck.engine.processes import World
@@ -32,7 +33,7 @@ def two(tmp_path_factory):
             )
         )
     try:
-        codes = [process.wait(timeout=300) for process in running]
+        codes = [process.wait(timeout=900) for process in running]
     finally:
         for process in running:
             process.kill()
@@ -121,3 +122,40 @@ def test_language_models_learn_enough_to_tell(alone):
     moved = {key: t for key, t in alone("language").items() if key.startswith("apart/student.")}
     before = llama(1).state_dict()
     assert all((t - before[key.removeprefix("apart/student.")]).abs().max() > 1e-2 for key, t in moved.items())
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_networks_of_a_generator_learn_in_two_processes_what_they_learn_in_one(name, two, alone):
+    """Student, teacher, critic with its head, and slow copies: plain, spread, in pieces, computed twice; in fp64."""
+    first, second = two("generation")
+    keys = [key for key in alone("generation") if key.startswith(f"{name}/")]
+    assert keys
+    for key in keys:
+        assert torch.equal(first[key], second[key]), key
+        torch.testing.assert_close(
+            first[key], alone("generation")[key], rtol=1e-9, atol=1e-11, msg=lambda m, k=key: f"{k}: {m}"
+        )
+
+
+def test_pieces_and_spreading_are_no_part_of_the_mathematics(alone):
+    found = alone("generation")
+    for key in [key for key in found if key.startswith("dmd2/method.")]:
+        for other in ("dmd2 in pieces", "dmd2 spread, in pieces, twice"):
+            torch.testing.assert_close(found[key.replace("dmd2", other)], found[key], rtol=1e-9, atol=1e-11)
+
+
+def test_a_spread_generator_is_continued_bit_for_bit(two):
+    for found in two("generation"):
+        for key in [key for key in found if key.startswith("dmd2 spread/")]:
+            assert torch.equal(found[key], found[key.replace("dmd2 spread", "again")]), key
+
+
+@pytest.mark.parametrize("name", ["dmd2", "consistency"])
+def test_generators_learn_enough_to_tell(name, alone):
+    begun = course(name, World())
+    begun._settle(next(begun._stages()), None)
+    moved = [
+        (alone("generation")[f"{name}/{key}"] - t).abs().max() for key, t in weights_of(begun).items() if t.numel()
+    ]
+    assert max(moved) > 1e-2
+    assert sum(m > 1e-3 for m in moved) > len(moved) / 2

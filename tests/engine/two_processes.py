@@ -357,7 +357,21 @@ def language(world: World, folder: Path) -> dict[str, Tensor]:
     return found
 
 
-SCENARIOS = {"language": language, "division": division, "training": training, "restart": restart, "sharded": sharded}
+def generation(world: World, folder: Path) -> dict[str, Tensor]:
+    """Student, teacher, critic, head and slow copies: see `two_generators`."""
+    from two_generators import generation as run
+
+    return run(world, folder)
+
+
+SCENARIOS = {
+    "language": language,
+    "division": division,
+    "training": training,
+    "restart": restart,
+    "sharded": sharded,
+    "generation": generation,
+}
 
 
 def main(folder: Path) -> None:

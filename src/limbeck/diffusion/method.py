@@ -6,9 +6,9 @@ A method file states its options, its losses and the order of play in `learn`; e
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -22,13 +22,13 @@ from limbeck.diffusion.discriminator import Discriminator
 from limbeck.diffusion.guidance import GuidanceOption
 from limbeck.diffusion.noise import Noise, refuse_uncovered
 from limbeck.diffusion.predictors import Prediction
-from limbeck.diffusion.solvers import ddim
+from limbeck.diffusion.solvers import sample
 from limbeck.diffusion.times import TimeDistribution, TimesOption, Uniform
 from limbeck.engine.pieces import rows
 from limbeck.errors import RecipeError
 from limbeck.layers import on_device
 from limbeck.losses.scores import Weighting, per_sample, weight_of
-from limbeck.method import Batch, Method
+from limbeck.method import Batch, Method, name_of
 from limbeck.objectives import Loss
 from limbeck.randomness import fold
 from limbeck.sources import operate
@@ -49,8 +49,10 @@ class DiffusionMethod(Method):
 
     After `setup`: `generator`, `reference` (None without a teacher) and, with `make_critic`, `fake` are `Denoiser`s that all
     speak of the times of `noise`, which is the student's; `grid` are the student's times, falling, with 0 at the end.
+    A method that learns from `several` teachers has them in `references` by name; `reference` is then the first of them.
     """
 
+    several: ClassVar[bool] = False
     sampling_steps: Annotated[int, Field(ge=1)] = 1
     solver: Literal["renoise", "ddim", "heun"] = "renoise"
     start: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -60,15 +62,17 @@ class DiffusionMethod(Method):
 
     def setup(self) -> None:
         self.generator = Denoiser(self.student)
+        self.generator.model.whose = "student"
         self.noise: Noise = self.generator.noise
-        self.reference = Denoiser(self.teacher, self.noise) if self.teacher is not None else None  # type: ignore[redundant-expr]
         self.grid = self.noise.grid(self.sampling_steps, self.start)
+        self.references = self._asked()
+        self.reference = next(iter(self.references.values()), None)
         self._refuse()
         self._look_at_data()
         operate(self.student.source, "limbeck.diffusion.network:sample_with", self.sampling())
-        if self.reference is not None and not self.guidance.none:  # the teacher is measured as it taught
-            how = self.reference.model.sampling
-            self.reference.model.sampling = replace(how, guidance=(self.guidance.low + self.guidance.high) / 2)
+        for who in self.references.values() if not self.guidance.none else ():  # teachers are measured as they taught
+            middle = (self.guidance.low + self.guidance.high) / 2
+            who.model.sampling = replace(who.model.sampling, guidance=middle)
 
     def sampling(self) -> dict[str, Any]:
         """How the student is sampled from now on, by itself and where it ships (see `Sampling`)."""
@@ -77,25 +81,34 @@ class DiffusionMethod(Method):
     def trainees(self) -> dict[str, list[nn.Module | nn.Parameter]]:
         return {"student": [self.student.model]}
 
-    def make_critic(self, lora: int | None = None) -> None:
+    def actors(self) -> list[Actor]:
+        """Critic and target, where their weights are their own."""
+        asked = [value.actor for value in vars(self).values() if isinstance(value, Denoiser)]
+        own = set(self.modules())
+        return [actor for actor in dict.fromkeys(asked) if actor.model in own]
+
+    def make_critic(self, lora: int | None = None, alpha: int | None = None) -> None:
         """A network that follows the student's samples: `self.fake`, whose parameters are `self.critic`.
 
         It begins as a copy of the teacher (of the student, where the teacher is a formula), or shares the teacher's weights with low-rank
-        updates of rank `lora` beside them, which begin at zero.
+        updates of rank `lora` beside them, times `alpha` / `lora` (None: 1), which begin at zero.
         """
-        of: Actor = self.teacher if any(True for _ in self.teacher.model.parameters()) else self.student
+        assert self.reference is not None
+        teacher = self.reference.actor
+        of: Actor = teacher if any(True for _ in teacher.model.parameters()) else self.student
         if lora is not None and of is self.student:
             raise RecipeError(
-                f"critic_lora stands beside the teacher's weights, and this teacher ({type(self.teacher.model).__name__}) has none: it is a formula. Leave it out."
+                f"critic_lora stands beside the teacher's weights, and this teacher ({type(teacher.model).__name__}) has none: it is a formula. Leave it out."
             )
         self.critic: nn.Module
         if lora is None:
             actor = copied(of)
             self.critic = actor.model
         else:
-            actor, own = with_lora(of, lora)
+            actor, own = with_lora(of, lora, alpha)
             self.critic = nn.ParameterList(own)
         self.fake = Denoiser(actor, self.noise)
+        self.fake.model.whose = "critic"
         self._fake_is = of.whose
 
     def make_judge(self) -> None:
@@ -112,6 +125,7 @@ class DiffusionMethod(Method):
         """A second network like the student's that follows it slowly: `self.target`, asked through `self.follower`; see `follow`."""
         actor = copied(self.student)
         self.target, self.follower = actor.model, Denoiser(actor, self.noise)
+        self.follower.model.whose = "target"
 
     @torch.no_grad()
     def follow(self, decay: float) -> None:
@@ -190,15 +204,55 @@ class DiffusionMethod(Method):
         `place`: which time; None: one for all samples, drawn anew in every step.
         """
         place = self.shared(self.sampling_steps) if place is None else place
-        grid = self.grid.to(self._device(batch))
-        x = self.noise.sigma(grid[0]) * self.fresh(batch)
-        with torch.no_grad():
-            for here, there in pairwise(grid[: place + 1]):
-                t, s = here.expand(len(x)), there.expand(len(x))
-                said = self.generator(x, t, self.given(batch, "student"))
-                again = self.solver == "renoise"
-                x = self.noise.renoise(said.x0, s, self.fresh(batch)) if again else ddim(x, said, self.noise, t, s)
-        return {"input": x, "start": grid[place].expand(len(x)).clone()}
+        x = self.sampled(batch, self.grid[: place + 1])
+        return {"input": x, "start": torch.full((len(x),), float(self.grid[place]), device=x.device)}
+
+    @torch.no_grad()
+    def sampled(
+        self,
+        batch: Batch,
+        times: Float[Tensor, "steps+1"] | None = None,
+        *,
+        of: Denoiser | None = None,
+        whose: str = "student",
+        watch: Callable[[Values, Prediction, Values], Any] | None = None,
+    ) -> Values:
+        """What the student (or `of`, with the conditions of `whose`) makes of noise over `times` (None: all of its own), without a graph.
+
+        Raises:
+            FloatingPointError: it is not finite: in which training step, in which step of the sampler, and whose fault it is.
+        """
+        who, grid = of or self.generator, self.grid if times is None else times
+        given, z = self.given(batch, whose), self.fresh(batch)
+        how: dict[str, Any] = {"fresh": lambda step: self.fresh(batch), "watch": watch, "whose": who.model.called}
+        try:
+            return sample(
+                lambda x, t: who(x, t, given), self.noise.sigma(grid[0]) * z, self.noise, grid, self.solver, **how
+            )
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{self._now()}: {error}") from error
+
+    @torch.no_grad()
+    def made(self, batch: Batch) -> Values:
+        """The student's samples from `input` at `start` without a graph, for those who learn from them.
+
+        Raises:
+            FloatingPointError: they are not finite: in which training step and at what times, and for whose updates they were made.
+        """
+        x0 = self.generated(batch)
+        if not torch.isfinite(x0).all():
+            rows = ~torch.isfinite(x0.flatten(1)).all(1)
+            times = sorted({f"{t:.4g}" for t in batch["start"][rows].tolist()})
+            before = "finite" if torch.isfinite(batch["input"][rows]).all() else "not finite either"
+            raise FloatingPointError(
+                f"{self._now()}: the samples of {self.generator.model.called} from time {', '.join(times)} are not finite in {int(rows.sum())} of "
+                f"{len(rows)} rows; its input was {before}."
+            )
+        return x0
+
+    def _now(self) -> str:
+        """When samples are made, and for what."""
+        return f"training step {self.progress.step}, before the updates of {' and '.join(self.trainees())}"
 
     def generated(self, batch: Batch) -> Values:
         """The student's samples from `input` at `start`."""
@@ -220,6 +274,19 @@ class DiffusionMethod(Method):
     def _device(self, batch: Batch) -> torch.device:
         return next((v.device for v in batch.values() if isinstance(v, Tensor)), torch.device("cpu"))
 
+    def _asked(self) -> dict[str, Denoiser]:
+        """The teachers as denoisers, by name."""
+        members = self.teacher.members if self.teacher is not None else {}  # type: ignore[redundant-expr]
+        if len(members) > 1 and not self.several:
+            raise RecipeError(
+                f"{name_of(type(self))} learns from one teacher, and there are {len(members)}: {', '.join(members)}. Give one of them, or let "
+                "method=dmm make one of them first."
+            )
+        found = {name: Denoiser(member, self.noise) for name, member in members.items()}
+        for name, who in found.items():
+            who.model.whose = "teacher" if len(found) == 1 else f"teacher {name}"
+        return found
+
     @torch.no_grad()
     def _look_at_data(self) -> None:
         """Data of the wrong range are refused; a teacher whose answers look like another head's is spoken of."""
@@ -227,28 +294,41 @@ class DiffusionMethod(Method):
         x, _ = self.generator.columns(batch)
         if x is not None:
             self.generator.model.refuse(x, "student")
-        if self.reference is None or next(self.reference.model.parameters(), None) is None:
+        learnt = [who for who in self.references.values() if next(who.model.parameters(), None) is not None]
+        if not learnt:
             return
-        shown = self.shown(batch)
-        z = randomness.normal(fold(batch["id"], 0x73), *self.fresh_shape(shown)).to(self._device(batch))
+        z = randomness.normal(fold(batch["id"], 0x73), *self.fresh_shape(self.shown(batch))).to(self._device(batch))
         t = self.noise.nearest(torch.full((len(z),), float(self.grid[0]), device=z.device))
-        said = self.reference(self.noise.sigma(t[:1]) * z, t, self.given(shown, "teacher"))
+        for who in learnt:
+            self._listen_to(who, self.noise.sigma(t[:1]) * z, z, t, batch)
+
+    def _listen_to(self, who: Denoiser, x: Values, z: Values, t: PerSample, batch: Batch) -> None:
+        """What a teacher says of noise alone: not finite is refused, like another head is spoken of."""
+        said = who(x, t, who.shown(batch, data=False)[1])
+        head, called = said.head, who.model.called
+        if not torch.isfinite(said.value).all():
+            raise RecipeError(
+                f"{called} is shown noise alone at time {float(t[0]):.4g}, where the student begins, and its {head} is not finite. If its weights are "
+                "in half precision, give it in full (teacher.dtype=fp32)."
+            )
         alike = float(torch.corrcoef(torch.stack([said.value.flatten(), z.flatten()]))[0, 1])
-        head = said.head
         if (head == "epsilon" and alike < 0.3) or (head in ("v", "x0") and alike > 0.9):
             other = "v or x0" if head == "epsilon" else "epsilon"
             self.notices.append(
-                f"the teacher is said to predict {head}; shown noise alone, its answers go with that noise by {alike:.2f} (correlation), which is more like "
+                f"{called} is said to predict {head}; shown noise alone, its answers go with that noise by {alike:.2f} (correlation), which is more like "
                 f"{other}. If it is trained, its scheduler's prediction_type (or head) is not what it was trained for."
             )
 
     def _refuse(self) -> None:
         """What cannot come to any good is refused before the first step."""
-        if self.reference is None:
-            return
-        if not self.guidance.none and not self.reference.model.guidable:
+        if not self.guidance.none and not self.references:
             raise RecipeError(
-                f"guidance={self.guidance.spec()} needs a teacher that also knows what to say without the condition, and this "
-                f"{type(self.reference.model).__name__} does not. Set method.guidance=1"
+                f"guidance={self.guidance.spec()} is a scale of the teacher's answers, and there is no teacher. Give one, or leave method.guidance out."
             )
-        refuse_uncovered(self.noise, float(self.grid[0]), self.reference.model.noise, "teacher")
+        for who in self.references.values():
+            if not self.guidance.none and not who.model.guidable:
+                raise RecipeError(
+                    f"guidance={self.guidance.spec()} needs a teacher that also knows what to say without the condition, and this "
+                    f"{type(who.model).__name__} does not. Set method.guidance=1"
+                )
+            refuse_uncovered(self.noise, float(self.grid[0]), who.model.noise, who.model.whose)

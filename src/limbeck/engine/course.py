@@ -14,7 +14,7 @@ from limbeck.data.tensors import Data
 from limbeck.engine import random_state, weights
 from limbeck.engine.recompute import recomputing
 from limbeck.engine.settings import TrainSettings
-from limbeck.engine.sharding import Sharded
+from limbeck.engine.sharding import Sharded, spread
 from limbeck.engine.trainer import Situation, Trainer
 from limbeck.engine.validate import to_device
 from limbeck.errors import RecipeError
@@ -139,8 +139,11 @@ class Course:
         situation = self.situation
         method = self._settle(stage, state["structure"] if state is not None else None)
         settings = self.settings_of(stage)
-        spread = settings.shard == "fsdp" and situation.world.size > 1
-        self._sharded = Sharded(situation.student, situation.world) if spread else None
+        self._sharded = None
+        if settings.shard == "fsdp" and situation.world.size > 1:
+            for actor in method.actors():
+                spread(actor, situation.world)
+            self._sharded = Sharded(situation.student, situation.world)
         self._compile(settings)
         trainer = Trainer(stage, situation, settings)
         situation.save = lambda own: self._save(trainer, own)

@@ -1,4 +1,4 @@
-"""A student spread over processes (FSDP2): each keeps a part of every parameter, gradient and optimiser moment.
+"""Networks spread over processes (FSDP2): each keeps a part of every parameter, gradient and optimiser moment.
 
 Gradients are summed over processes, never averaged: the engine has divided by the global count before.
 """
@@ -21,23 +21,15 @@ from limbeck.signals import Head, Projection
 
 
 class Sharded:
-    """An actor whose network is spread over processes until `gather`.
-
-    Blocks (what stands in `nn.ModuleList`s) and the network around them are gathered for their own forward and backward
-    pass only. A whole copy waits on the CPU, and is the actor's network again after `gather`.
-    """
+    """An actor whose network is spread over processes until `gather`: a whole copy waits on the CPU, and is its network again then."""
 
     def __init__(self, actor: Actor, world: World):
         self.actor = actor
         self.plain = copy.deepcopy(actor.model).to("cpu")
         self._device = next(actor.model.parameters()).device
         self._stopped_early = actor.may_stop_early
-        actor.may_stop_early = False  # a forward pass that is broken off leaves its block gathered
         self._head = actor.source.head
-        if self._head is not None:
-            actor.source.head = GatheredHead(**vars(self._head))
-        shard(actor.model, world)
-        self._wake()
+        spread(actor, world)
 
     def gather(self) -> None:
         """Give the actor a whole network again, with the weights that the processes hold (every process must call it)."""
@@ -45,31 +37,44 @@ class Sharded:
         weights.give(self.plain, state)
         for name, p in self.plain.named_parameters():
             p.requires_grad_(learning[name].requires_grad)
-        self.actor.model = self.plain.to(self._device).train(self.actor.model.training)
+        whole = self.plain.to(self._device).train(self.actor.model.training)
+        self.actor.model = self.actor.source.model = whole  # the source's too: later surgeries are made on that one
         self.actor.may_stop_early = self._stopped_early
         self.actor.source.head = self._head
         self.actor.listen_again()
 
-    def _wake(self) -> None:
-        """Let a gradient that arrives at a tap gather the root's parameters, as one at the network's output does.
 
-        The last norm of a language model is of the root, and its head reads the tap behind it: the network's own output
-        has no part in the loss, and without this the backward pass would meet parameters that are spread.
-        """
-        model: Any = self.actor.model
-        root = model._get_fsdp_state()
-        if not hasattr(root, "_register_pre_backward_hook"):
-            raise RecipeError(
-                "train.shard=fsdp does not know how this torch gathers parameters. pip install torch==2.13.0"
-            )
-        wakes = _Wakes(root)
-        for place in self.actor.places.values():
-            if place.module:
-                module = model.get_submodule(place.module)
-                if place.input:
-                    module.register_forward_pre_hook(wakes.before)
-                else:
-                    module.register_forward_hook(wakes.after)
+def spread(actor: Actor, world: World) -> None:
+    """Spread an actor's network over all processes, for good.
+
+    Blocks (what stands in `nn.ModuleList`s) and the network around them are gathered for their own forward and backward
+    pass only.
+    """
+    actor.may_stop_early = False  # a forward pass that is broken off leaves its block gathered
+    if actor.source.head is not None:
+        actor.source.head = GatheredHead(**vars(actor.source.head))
+    shard(actor.model, world)
+    _wake(actor)
+
+
+def _wake(actor: Actor) -> None:
+    """Let a gradient that arrives at a tap gather the root's parameters, as one at the network's output does.
+
+    The last norm of a language model is of the root, and its head reads the tap behind it: the network's own output
+    has no part in the loss, and without this the backward pass would meet parameters that are spread.
+    """
+    model: Any = actor.model
+    root = model._get_fsdp_state()
+    if not hasattr(root, "_register_pre_backward_hook"):
+        raise RecipeError("train.shard=fsdp does not know how this torch gathers parameters. pip install torch==2.13.0")
+    wakes = _Wakes(root)
+    for place in actor.places.values():
+        if place.module:
+            module = model.get_submodule(place.module)
+            if place.input:
+                module.register_forward_pre_hook(wakes.before)
+            else:
+                module.register_forward_hook(wakes.after)
 
 
 class _Wakes:
