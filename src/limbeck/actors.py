@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from limbeck.errors import RecipeError, nearest
 from limbeck.evaluation import speed
 from limbeck.listening import Enough, Hook, Recorder, Replace, Visit
+from limbeck.precision import in_precision
 from limbeck.randomness import seeds_for
 from limbeck.signals import OUTPUT, Head, Place, Projection, Signals, Tap, select, signals_of_output
 from limbeck.sketches import Sketch
@@ -155,7 +156,7 @@ class Actor:
         self._recorder.visits.append(visit)
         output, finished = None, True
         try:
-            with self._manner():
+            with self._manner(), in_precision():
                 output = self.model(*args, **kwargs)
         except Enough:
             finished = False

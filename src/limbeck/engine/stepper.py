@@ -83,7 +83,7 @@ class Stepper:
                     f"train.trainees names '{name}', which this method does not train. {nearest(name, self.trainees)}"
                 )
         self._active: str | None = None
-        self.divide = Divider(world, self._autocast)
+        self.divide = Divider(world, self.autocast)
         self._set_modes()
 
     def perform(
@@ -258,7 +258,8 @@ class Stepper:
                     f"{type(self.method).__name__} trains the teacher, and a store of its answers cannot learn. Use the teacher itself."
                 )
 
-    def _autocast(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context in which networks compute in the run's precision."""
         if self._half is None:
             return nullcontext()
         return torch.autocast(self.world.device.type, dtype=self._half)
@@ -285,7 +286,7 @@ class Stepper:
             piece = cut(update.batch, pieces)[0]
 
             def forward() -> Any:
-                with torch.enable_grad(), self._autocast():
+                with torch.enable_grad(), self.autocast():
                     return update.loss(piece)
 
             try:

@@ -24,6 +24,7 @@ from limbeck.engine.stepper import Stepper
 from limbeck.errors import RecipeError
 from limbeck.evaluation import quality
 from limbeck.method import Method, Outcome, Progress, Rebuilt, Stage, StageResult, Update
+from limbeck.precision import lent
 from limbeck.randomness import seeds_for
 from limbeck.tasks import Task
 
@@ -179,9 +180,8 @@ class Trainer:
         before = _plain_attributes(self.method) if self.step == 0 else None
         logging = self.step % self.settings.log_every == 0 or self.step + 1 == self.steps
         lines: list[dict[str, Any]] = []
-        with (
-            torch.no_grad()
-        ):  # what is raised in the middle of a step is not saved: one goes on from step boundaries only
+        # What is raised in the middle of a step is not saved: one goes on from step boundaries only.
+        with torch.no_grad(), lent(self.stepper.autocast):
             self._play(batch, progress, logging, lines)
         if before is not None:
             _refuse_changes(self.method, before)

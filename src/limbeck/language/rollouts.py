@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from limbeck.errors import RecipeError
 from limbeck.language.drawing import distribution, draw, mixed
 from limbeck.language.prompts import ends, left_padded, prompt_lengths, with_answers, written_lengths
+from limbeck.precision import in_precision
 from limbeck.randomness import fold, seeds_for
 from limbeck.schedules import Fraction
 from limbeck.signals import Projection, select
@@ -168,7 +169,7 @@ class Sampler:
             room.clamp_(max=int(room.min()))
         written = torch.full((len(ids), int(room.max())), vocabulary.pad, device=ids.device)
         log_probs = torch.zeros(written.shape, device=ids.device)
-        with undisturbed(model, teacher):
+        with undisturbed(model, teacher), in_precision():
             for steps in room.unique().tolist():
                 rows = (room == steps).nonzero().squeeze(1)
                 texts, mask = left_padded(ids[rows], prompt[rows], vocabulary.pad)

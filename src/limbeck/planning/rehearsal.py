@@ -135,7 +135,7 @@ class ShortTrainer(Trainer):
     def _kept(self, update: Update, piece: dict[str, Any], *, half: bool) -> int:
         """Bytes that autograd keeps of one piece; with `half` under bf16 autocast, as a GPU would."""
         stepper, device = self.stepper, self.world.device
-        cast = torch.autocast(device.type, dtype=torch.bfloat16) if half else stepper._autocast()
+        cast = torch.autocast(device.type, dtype=torch.bfloat16) if half else stepper.autocast()
 
         def forward() -> Any:
             with torch.enable_grad(), cast:
