@@ -68,6 +68,7 @@ ARMS: dict[str, Arm] = {
     "consistency": Arm({"use": "consistency"}, (4,), ANY),
     "lcm": Arm({"use": "lcm", "guidance": 1.0}, (4,), ANY),
     "scott": Arm({"use": "scott", "guidance": 1.0}, (4,), ANY),
+    "scott without GAN": Arm({"use": "scott", "guidance": 1.0, "gan_weight": 0.0}, (4,), ANY),
     "mlcm": Arm(
         {
             "use": "mlcm",
