@@ -226,7 +226,7 @@ def test_a_difference_above_the_tolerance_is_a_failure_and_leaves_what_was_there
 def test_what_is_not_there_is_said():
     for words, told in (
         ({"to": "onx"}, "unknown export 'onx'. Did you mean 'onnx'?"),
-        ({"to": "diffusers"}, "not there yet"),
+        ({"to": "sentence-transformers"}, "not there yet"),
         ({"to": "onnx", "quantize": "int7"}, "Did you mean 'int8'?"),
         ({"to": "safetensors", "quantize": "int8"}, "There is int8 with --to torch-export or onnx"),
         ({"to": "transformers"}, "the student is a Net, no model of transformers"),

@@ -58,7 +58,7 @@ def test_unknown_names_are_refused_with_the_nearest():
     assert refused("evaluate=[quality, sped]") == "evaluate: unknown check 'sped'. Did you mean 'speed'?"
     assert refused("export=safetensor") == "export: unknown export 'safetensor'. Did you mean 'safetensors'?"
     assert refused("track=tensorbord") == "track: unknown tracker 'tensorbord'. Did you mean 'tensorboard'?"
-    assert "not there yet" in refused("export=diffusers")
+    assert "not there yet" in refused("export=sentence-transformers")
     assert "'speed' has no options yet" in refused("evaluate={use: speed, batch_size: 1}")
     assert "needed is a name" in refused("track=3")
 

@@ -65,7 +65,9 @@ def evaluate(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
-    to: Annotated[str, typer.Option("--to", help="safetensors, transformers, torch-export or onnx.")] = "safetensors",
+    to: Annotated[
+        str, typer.Option("--to", help="safetensors, transformers, diffusers, torch-export or onnx.")
+    ] = "safetensors",
     quantize: Annotated[str, typer.Option("--quantize", help="none or int8 (onnx, torch-export).")] = "none",
     push: Annotated[
         str | None, typer.Option("--push", help="A hub repository, owner/name, to upload the folder to.")

@@ -20,9 +20,9 @@ from limbeck.shipping.package import Package, Rows
 
 FORMATS = {
     name: f"limbeck.shipping.to_{name.replace('-', '_')}"
-    for name in ("safetensors", "transformers", "torch-export", "onnx")
+    for name in ("safetensors", "transformers", "diffusers", "torch-export", "onnx")
 }
-LATER = ("sentence-transformers", "diffusers")
+LATER = ("sentence-transformers",)
 QUANTIZES = ("none", "int8")
 FILE = "export.json"
 
@@ -85,7 +85,7 @@ def export(
             facts = module.copy(shipped, aside)
         facts = {"limbeck": __version__, "format": to, "quantize": quantize} | facts
         path = aside / facts["file"]
-        facts["bytes"] = path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in aside.iterdir())
+        facts["bytes"] = path.stat().st_size if path.is_file() else _size(aside)
         if result is not None:
             facts["task"] = {key: result["task"][key] for key in ("name", "metric")}
         (aside / FILE).write_text(json.dumps(facts, indent=1) + "\n")
@@ -103,6 +103,21 @@ def export(
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(aside, folder)
     return folder / facts["file"] if facts["file"] else folder
+
+
+def refuse_methods(formats: Sequence[str], methods: Sequence[str]) -> None:
+    """Refuse an export that nothing could come of, by the methods alone.
+
+    Raises:
+        RecipeError: a format cannot hold what a method makes of the student.
+    """
+    for to in formats:
+        unfit = getattr(format_of(to), "METHODS", {})
+        for method in methods:
+            if method in unfit:
+                raise RecipeError(
+                    f"export {to} and method {method} do not go together: {unfit[method]}. Leave the export out; the student's folder has all of it."
+                )
 
 
 def rehearse(formats: Sequence[str], student: Student, rows: Rows) -> None:
@@ -123,12 +138,12 @@ def rehearse(formats: Sequence[str], student: Student, rows: Rows) -> None:
 
 def sentences(facts: dict[str, Any]) -> list[str]:
     """What was checked, in words: for the card and the terminal."""
-    told = []
+    told = list(facts.get("told", ()))
     if "check" in facts:
         c = facts["check"]
         before = "Before int8, checked" if "int8" in facts else "Checked"
         told.append(
-            f"{before} against PyTorch on {c['samples']} real samples: largest error {c['largest_error']:.2g} (tolerance {c['tolerance']:.2g})."
+            f"{before} against PyTorch on {c['samples']} {c.get('what', 'real samples')}: largest error {c['largest_error']:.2g} (tolerance {c['tolerance']:.2g})."
         )
     if "int8" in facts:
         m = facts["int8"]
@@ -141,6 +156,8 @@ def sentences(facts: dict[str, Any]) -> list[str]:
 
 def usage(to: str, folder: Path, facts: dict[str, Any]) -> str:
     """Python lines that load the export without Limbeck, where that can be."""
+    if "usage" in facts:
+        return str(facts["usage"])
     name = facts["file"]
     given = ", ".join(entry["name"] for entry in facts.get("inputs", ()))
     if to == "onnx":
@@ -151,6 +168,10 @@ def usage(to: str, folder: Path, facts: dict[str, Any]) -> str:
     if to == "transformers":
         return f'from transformers import {facts["class"]}\nmodel = {facts["class"]}.from_pretrained("{folder.name}")'
     return f'from limbeck import Student\nstudent = Student("{folder.name}")\nsignals = student(batch)'
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _looked(student: Student, rows: Rows | None) -> Student:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.actors import Student
+from limbeck.diffusion.network import Sampling
 from limbeck.errors import RecipeError
 from limbeck.models import adapters
 from limbeck.shipping.exporting import FILE
@@ -52,6 +53,10 @@ def student(place: str | Path) -> Student:
         return Student(folder)
     if facts["format"] == "transformers":
         return Student(folder, view=facts["view"], labels=facts["labels"])
+    if facts["format"] == "diffusers":
+        found = Student(folder, args=facts["args"], view=facts["view"], labels=facts["labels"])
+        found.model.sampling = Sampling(**facts["sampling"])  # type: ignore[assignment]
+        return found
     file = folder / facts["file"]
     if not file.exists():
         raise RecipeError(f"{folder} lacks {facts['file']}, of which its {FILE} speaks. Export it again.")

@@ -13,6 +13,7 @@ from limbeck.actors import Student
 from limbeck.data.tensors import Data
 from limbeck.engine import weights
 from limbeck.models import adapters
+from limbeck.models.adapters.of_diffusers import PIPELINE
 from limbeck.shipping import card as cards
 from limbeck.sources import STUDENT_FILE, WEIGHTS_FILE, load_weights, save_weights
 from limbeck.tasks import Task
@@ -63,4 +64,18 @@ def read_into(student: Student, folder: Path) -> None:
 
 def card(folder: Path, result: dict[str, Any]) -> None:
     """A README beside the weights: what it is, how good, against what, and how to load it."""
-    cards.write(folder, result)
+    cards.write(folder, result, told=_of_pipeline(folder / PIPELINE))
+
+
+def _of_pipeline(folder: Path) -> list[str]:
+    """That there is a pipeline which others open, and what it lacks, as its own README has it."""
+    file = folder / "README.md"
+    if not file.exists():
+        return []
+    what = (
+        "a pipeline that diffusers opens"
+        if (folder / "model_index.json").exists()
+        else "a network that diffusers opens"
+    )
+    lacks = file.read_text().partition("```")[0].split("\n\n")[1:]
+    return [f"`{folder.name}/` is {what} without Limbeck; its README.md says how it is called.", *filter(None, lacks)]

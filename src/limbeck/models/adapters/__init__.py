@@ -68,7 +68,7 @@ def read(place: str | Path, whose: str, args: Mapping[str, Any], family: str | N
 
 def rebuilt(folder: Path, facts: Mapping[str, Any], whose: str) -> Source | None:
     """The network of a student folder that has its library's configuration, weights as constructed; None for any other."""
-    if (folder / "pipeline" / "model_index.json").exists():
+    if any((folder / "pipeline" / name).exists() for name in ("model_index.json", "config.json")):
         return read(folder / "pipeline", whose, facts.get("args") or {}, "of_diffusers")
     if not (folder / "config.json").exists():
         return None

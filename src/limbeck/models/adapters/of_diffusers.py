@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -17,14 +18,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from limbeck.diffusion.further import constants, folded
 from limbeck.diffusion.network import DiffusionNetwork, Given
 from limbeck.errors import RecipeError, nearest
-from limbeck.models.adapters.schedulers import noise_of, scheduler_for
+from limbeck.models.adapters.calls import NAMES, call_of
+from limbeck.models.adapters.schedulers import Sampler, noise_of, sampler_for
 from limbeck.sources import Source
 
 PIPELINE = "pipeline"  # where a student's folder has the pipeline that diffusers opens by itself
 _NETWORKS = ("unet", "transformer")
-_OURS = ("head", "null_class", "pixels", "checkpointing", "scheduler")
+_OURS = ("head", "null_class", "pixels", "size", "embedded_guidance", "checkpointing", "scheduler")
 Values = Float[Tensor, "batch ..."]
 
 
@@ -42,6 +45,16 @@ class Companions:
     def part(self, name: str) -> Any:
         """A part of the pipeline; None where it has none of this name."""
         return getattr(self.pipeline, name, None)
+
+    @contextmanager
+    def whole(self, network: nn.Module) -> Iterator[Any]:
+        """The pipeline with a network lent to it: some look at its configuration when they encode a text."""
+        name = next(n for n in _NETWORKS if hasattr(self.pipeline, n))
+        setattr(self.pipeline, name, network)
+        try:
+            yield self.pipeline
+        finally:
+            setattr(self.pipeline, name, None)
 
     def near(self, device: torch.device) -> None:
         """Everything where the network is."""
@@ -61,6 +74,8 @@ class DiffusersNetwork(DiffusionNetwork):
         pixels: what a data column holds: `unit` pictures in [0, 1], `signed` in [-1, 1], as the network wants them, or `latents` of its
             autoencoder (a column that was encoded, and scaled, before).
         null_class: the label that stands for no class; None: the network was always told one.
+        size: height and width of a sample as it is denoised (latents, where it denoises those), in place of its configuration's.
+        embedded_guidance: what a network is shown that was distilled from a guided one (FLUX.1-dev: 3.5, its pipeline's own).
     """
 
     family = "of_diffusers"
@@ -73,53 +88,33 @@ class DiffusersNetwork(DiffusionNetwork):
         head: str | None = None,
         null_class: int | None = None,
         pixels: str = "unit",
+        size: int | Sequence[int] | None = None,
+        embedded_guidance: float | None = None,
         checkpointing: bool = False,
     ) -> None:
-        noise, known, std = noise_of(companions.scheduler)
+        conditions, null_class = _conditions(network, null_class)
+        call = call_of(network, conditions, size=size, pipeline=companions.pipeline, guidance=embedded_guidance)
+        noise, known, std = noise_of(companions.scheduler, call.tokens)
         if head is not None and head != known:
             raise RecipeError(
                 f"args.head is {head}, and the scheduler of this pipeline ({type(companions.scheduler).__name__}, prediction_type "
                 f"{companions.scheduler.config.get('prediction_type')}) says {known}. One of them contradicts what the network was trained for: mend scheduler/scheduler_config.json, or leave args.head out."
             )
-        config: Any = network.config
-        size = config.sample_size
-        sides = tuple(size) if isinstance(size, Sequence) else (size, size)
-        super().__init__(noise, known, shape=(config.in_channels, *sides), data_std=std)
-        self.network, self.companions = network, companions
+        super().__init__(noise, known, shape=call.shape, data_std=std)
+        self.network, self.companions, self.call = network, companions, call
         if pixels not in ("unit", "signed", "latents"):
             raise RecipeError(f"args.pixels '{pixels}': {nearest(pixels, ['unit', 'signed', 'latents'])}")
         self.pixels = pixels
-        self.takes = set(inspect.signature(network.forward).parameters)
-        self.conditions, self.null_class = _conditions(network, null_class)
+        self.conditions, self.null_class = conditions, null_class
         self.guidable = self.conditions == "text" or self.null_class is not None
-        self.middle = _middle(network)
+        self.middle = _middle(network, call.block)
         self._nothing: dict[str, Tensor] = {}
         if checkpointing:
             network.enable_gradient_checkpointing()  # type: ignore[operator]
 
     def predict(self, x: Values, t: Float[Tensor, "batch"], **given: Tensor) -> Values:
-        condition = given.get("condition")
-        first = "sample" if "sample" in self.takes else "hidden_states"
-        words: dict[str, Any] = {first: x, "timestep": self.noise.fed(t)}
-        if self.conditions == "class":
-            words["class_labels"] = condition
-        elif self.conditions == "text":
-            words["encoder_hidden_states"] = _like(condition, x)
-            if "mask" in given and "encoder_attention_mask" in self.takes:
-                words["encoder_attention_mask"] = given["mask"]
-            if "pooled_projections" in self.takes:
-                words["pooled_projections"] = _like(given["pooled"], x)
-            if "added_cond_kwargs" in self.takes:
-                words["added_cond_kwargs"] = self._added(x, given)
-        value = self.network(**words, return_dict=False)[0]
-        return value[:, : x.shape[1]] if value.shape[1] == 2 * x.shape[1] else value  # a learnt variance is left out
-
-    def _added(self, x: Values, given: Mapping[str, Tensor]) -> dict[str, Tensor | None] | None:
-        if "pooled" in given:  # as SDXL has it: sizes and crops of a whole picture
-            side = 8 * x.shape[-1]
-            ids = torch.tensor([side, side, 0, 0, side, side], device=x.device).expand(len(x), -1)
-            return {"text_embeds": _like(given["pooled"], x), "time_ids": ids}
-        return {"resolution": None, "aspect_ratio": None} if "Transformer" in type(self.network).__name__ else None
+        words = self.call.words(x, self.noise.fed(t), given)
+        return self.call.said(self.network(**words, return_dict=False)[0], x)
 
     def refuse(self, x: Values, whose: str) -> None:
         low, high, std = float(x.min()), float(x.max()), float(x.float().std())
@@ -173,13 +168,8 @@ class DiffusersNetwork(DiffusionNetwork):
         options = {"device": device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
         more = {"prompt_2": None, "prompt_3": None}
         options = {k: v for k, v in (options | more).items() if k in takes}
-        found = self.companions.pipeline.encode_prompt(list(condition), **options)
-        named = {"condition": found[0]}
-        if "encoder_attention_mask" in self.takes and len(found) > 1 and found[1] is not None:
-            named["mask"] = found[1]
-        elif len(found) > 2 and found[2] is not None:
-            named["pooled"] = found[2]
-        return named
+        with self.companions.whole(self.network) as pipeline:
+            return self.call.named(pipeline.encode_prompt(list(condition), **options))
 
     def conditioned(self, given: Given, drop: Bool[Tensor, "batch"] | None) -> dict[str, Tensor]:
         found = super().conditioned(given, drop)
@@ -195,10 +185,11 @@ class DiffusersNetwork(DiffusionNetwork):
         }
 
     def _of_nothing(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The condition of an empty text (zeros where there is no encoder to ask), encoded once."""
-        if not self._nothing:
-            asked = self.companions.part("encode_prompt") is not None
-            self._nothing = self.understood([""]) if asked else {"condition": torch.zeros_like(given["condition"][:1])}
+        """The condition of an empty text, encoded once; zeros where the pipeline has those for it, or no encoder to ask."""
+        config: Any = getattr(self.companions.pipeline, "config", {})
+        if self.companions.part("encode_prompt") is None or config.get("force_zeros_for_empty_prompt"):
+            return {name: torch.zeros_like(value[:1]) for name, value in given.items() if name in NAMES}
+        self._nothing = self._nothing or self.understood([""])
         return self._nothing
 
     def view_for(self, columns: Any) -> Any:
@@ -249,7 +240,9 @@ def read(place: str | Path, whose: str, args: dict[str, Any]) -> Source:
             )
         known = _SEEN.get(mark)
         if known is None:
-            pipeline = diffusers.DiffusionPipeline.from_pretrained(place)
+            parts = diffusers.DiffusionPipeline.load_config(place)
+            without = {name: None for name, part in parts.items() if part == [None, None]}
+            pipeline = diffusers.DiffusionPipeline.from_pretrained(place, **without)
             companions = _SEEN[mark] = Companions(pipeline)
             network = _network(pipeline)
             _release(pipeline)
@@ -294,23 +287,83 @@ def keep(model: Any, folder: Path, origin: Path | None) -> None:
     save_pipeline(model, folder / PIPELINE)
 
 
-def save_pipeline(model: DiffusersNetwork, folder: Path) -> None:
-    """Write a pipeline of diffusers: this network, what stood around it, and a scheduler that samples as the network is sampled."""
+def save_pipeline(model: DiffusersNetwork, folder: Path, *, alone: bool = False) -> Sampler:
+    """Write a pipeline of diffusers that samples as the network does by itself: it, what stood around it, a scheduler, and a README.
+
+    What further numbers and styles add where nobody gives them is folded into the weights; the README says what the pipeline lacks.
+
+    Args:
+        alone: this is all that there will be of the student (see `sampler_for`).
+    """
+    network: Any = model.network
+    kind, sampler = kind_of(model), sampler_of(model, alone=alone)
+    with folded(model):
+        if kind is None:
+            network.save_pretrained(folder)
+            sampler.scheduler.save_pretrained(folder / "scheduler")
+        else:
+            _pipeline(model, kind, sampler.scheduler).save_pretrained(folder)
+    told = [*unsaid(model, sampler), f"```python\n{usage(model, sampler)}\n```\n"]
+    (folder / "README.md").write_text("\n\n".join([f"# {folder.name}", *told]))
+    return sampler
+
+
+def kind_of(model: DiffusersNetwork) -> Any:
+    """The class of the pipeline that a network is shipped in; None for a network by itself that diffusers has no pipeline for."""
     import diffusers
 
-    network: Any = model.network
-    scheduler = scheduler_for(model.noise, model.sampling, model.companions.scheduler)
-    pipeline = model.companions.pipeline
-    if pipeline is None:
-        kind: Any = diffusers.DiTPipeline if "Transformer" in type(network).__name__ else diffusers.DDPMPipeline
-        pipeline = kind(
-            **{"unet" if kind is diffusers.DDPMPipeline else "transformer": network, "scheduler": scheduler}
-        )
-        pipeline.save_pretrained(folder)
-        return
-    parts = dict(pipeline.components)
+    if model.companions.pipeline is not None:
+        return type(model.companions.pipeline)
+    return diffusers.DDPMPipeline if "UNet" in type(model.network).__name__ else None
+
+
+def sampler_of(model: DiffusersNetwork, *, alone: bool = False) -> Sampler:
+    """The scheduler, and how its pipeline is called to sample as the network does."""
+    kind = kind_of(model)
+    takes = () if kind is None else inspect.signature(kind.__call__).parameters
+    return sampler_for(model.noise, model.sampling, model.companions.scheduler, takes, alone=alone)
+
+
+def _pipeline(model: DiffusersNetwork, kind: Any, scheduler: Any) -> Any:
+    known = model.companions.pipeline
+    if known is None:
+        return kind(unet=model.network, scheduler=scheduler)
+    parts = dict(known.components)
+    wanted = inspect.signature(kind.__init__).parameters
+    said = {name: value for name, value in known.config.items() if name in wanted and name not in parts}
     name = next(n for n in _NETWORKS if n in parts)
-    type(pipeline)(**parts | {name: network, "scheduler": scheduler}).save_pretrained(folder)
+    return kind(**said | parts | {name: model.network, "scheduler": scheduler})
+
+
+def unsaid(model: DiffusersNetwork, sampler: Sampler) -> list[str]:
+    """What the pipeline alone lacks of the student, a sentence each."""
+    told = [sampler.apart[:1].upper() + sampler.apart[1:]] if sampler.apart else []
+    for part in constants(model):
+        held = part.last[0].bias is not None
+        what = ", ".join(f"{name} = {value:g}" for name, value in getattr(part, "defaults", {}).items())
+        what = what or f"the weights {', '.join(f'{float(w):g}' for w in part.usual)} of its teachers' styles"
+        told.append(
+            f"{what[:1].upper() + what[1:]} {'is part of the weights here; another choice needs' if held else 'is left out here; it needs'} the student's folder and Limbeck."
+        )
+    if hasattr(model, "away"):
+        told.append(
+            "The student can be told what is not wanted (negative_condition, strength); the pipeline alone cannot: at guidance_scale=1 it hears no negative_prompt."
+        )
+    if hasattr(model, "base"):
+        told.append(
+            "The student begins its samples with its base model, which gives them back their diversity; the pipeline alone is the few-step network without it."
+        )
+    return told
+
+
+def usage(model: DiffusersNetwork, sampler: Sampler, place: str = ".") -> str:
+    """Python lines that sample with the pipeline (or read the network), without us."""
+    if kind_of(model) is None:
+        own, its = type(model.network).__name__, type(sampler.scheduler).__name__
+        return f'from diffusers import {its}, {own}\nnetwork = {own}.from_pretrained("{place}")\nscheduler = {its}.from_pretrained("{place}/scheduler")'
+    said = {"text": '"a prompt"', "class": "[3]"}.get(model.conditions)
+    words = ", ".join([*([said] if said else []), *(f"{name}={value}" for name, value in sampler.call.items())])
+    return f'from diffusers import DiffusionPipeline\npipe = DiffusionPipeline.from_pretrained("{place}")\nimages = pipe({words}).images'
 
 
 def _network(pipeline: Any) -> Any:
@@ -349,16 +402,11 @@ def _conditions(network: Any, null_class: int | None) -> tuple[str, int | None]:
     return "none", None
 
 
-def _middle(network: Any) -> str | None:
+def _middle(network: Any, block: str) -> str | None:
     if getattr(network, "mid_block", None) is not None:
         return "network.mid_block"
     blocks = getattr(network, "transformer_blocks", None)
-    return f"network.transformer_blocks.{len(blocks) // 2}" if blocks is not None else None
-
-
-def _like(value: Tensor | None, x: Tensor) -> Tensor:
-    assert value is not None
-    return value.to(x.dtype)
+    return f"network.transformer_blocks.{len(blocks) // 2}{block}" if blocks is not None else None
 
 
 def _library(whose: str, place: str | Path) -> Any:
