@@ -1,5 +1,7 @@
 """What the tests of generators share: points of a mixture whose denoiser is known, tiny networks, a situation, and a whole run."""
 
+from contextlib import contextmanager
+
 import torch
 
 from limbeck.actors import Student, Teacher
@@ -52,6 +54,16 @@ def settled(method, where):
     """The method bound and set up, and its first batch as `begin` has it."""
     settle(method, where)
     return method.begin(where.data.splits["train"].__getitems__(list(range(8))))
+
+
+@contextmanager
+def in_double():
+    """New tensors, and networks made meanwhile, are of double precision: what is exact may be compared exactly."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def descend(parameters, loss, rate=0.1):

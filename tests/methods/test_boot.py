@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 from harness import survives
-from points import mixture, network, settled, situation
+from points import in_double, mixture, network, settled, situation
 from trajectories import play, run
 
 from limbeck.actors import Student
@@ -83,19 +83,20 @@ def test_the_loss_by_hand(guidance):
 
 @pytest.mark.parametrize("noise", ["vp", "ve", "flow"])
 def test_a_constant_loses_nothing(noise):
-    where = situation(Mixture([[0.7, -0.2]], 1e-6, noise=noise), student=network(noise, "x0", classes=None))
-    method = BOOT()
-    settled(method, where)
-    with torch.no_grad():
-        where.student.model.output.weight.zero_()
-        where.student.model.output.bias.copy_(torch.tensor([0.7, -0.2]))
-    (update,) = play(method, where.data.splits["train"].__getitems__(list(range(8))))
-    assert method.loss(dict(update.batch)).total().item() == pytest.approx(0, abs=1e-8)
-    with torch.no_grad():
-        where.student.model.output.bias.add_(1.0)  # another constant is neither consistent nor bounded
-    loss = method.loss(dict(update.batch))
-    means = {name: (part.sum / part.count).item() for name, part in loss.parts.items()}
-    assert means == pytest.approx({"boundary": 1.0, "bootstrap": 1.0}, rel=1e-2)
+    with in_double():
+        where = situation(Mixture([[0.75, -0.25]], 0.0, noise=noise), student=network(noise, "x0", classes=None))
+        method = BOOT()
+        settled(method, where)
+        with torch.no_grad():
+            where.student.model.output.weight.zero_()
+            where.student.model.output.bias.copy_(torch.tensor([0.75, -0.25]))
+        (update,) = play(method, where.data.splits["train"].__getitems__(list(range(8))))
+        assert method.loss(dict(update.batch)).total().item() == pytest.approx(0, abs=1e-25)
+        with torch.no_grad():
+            where.student.model.output.bias.add_(1.0)  # another constant is neither consistent nor bounded
+        loss = method.loss(dict(update.batch))
+        means = {name: (part.sum / part.count).item() for name, part in loss.parts.items()}
+        assert means == pytest.approx({"boundary": 1.0, "bootstrap": 1.0}, rel=1e-12)
 
 
 def test_a_student_that_begins_as_the_teacher_begins_at_the_boundary():
@@ -141,6 +142,17 @@ def test_times_leave_room_for_a_step(noise):
     share = method.noise.share(update.batch["time"])
     assert float(share.min()) == pytest.approx(0.25, abs=1e-3)
     assert torch.isfinite(method.loss(dict(update.batch)).total())
+
+
+def test_times_say_where_the_student_learns():
+    """Of the way from one step above no noise to the start: the noisier half."""
+    where, method = situation(), BOOT(step=0.25, times=[0.5, 1.0])
+    settled(method, where)
+    rows = where.data.splits["train"].__getitems__(list(range(8)))
+    for number, least in ((0.0, 0.25 + 0.75 * 0.5), (0.999999, 1.0)):
+        method.uniform = lambda batch, number=number: torch.full((8,), number)
+        (update,) = play(method, rows)
+        assert update.batch["time"].tolist() == pytest.approx([least] * 8, abs=1e-5)
 
 
 def test_it_takes_one_step_and_a_step_inside_the_noise():

@@ -89,10 +89,10 @@ def test_samples_do_not_depend_on_their_neighbours():
 
 
 def test_evaluations_are_those_of_both():
-    assert Begun(steps=4, solver="renoise", switch=1, base_steps=20, base_guidance=7.0).evaluations == 3 + 10
-    assert Begun(steps=4, solver="renoise", switch=1, base_steps=4, base_guidance=1.0).evaluations == 3 + 1
+    assert Begun(steps=4, solver="renoise", switch=1, taken=5, base_guidance=7.0).evaluations == 3 + 10
+    assert Begun(steps=4, solver="renoise", switch=1, taken=1, base_guidance=1.0).evaluations == 3 + 1
     assert Begun(steps=4, solver="renoise", switch=0).evaluations == 4
-    assert Begun(steps=4, solver="renoise", switch=4, base_guidance=1.0).evaluations == 20
+    assert Begun(steps=4, solver="renoise", switch=4, taken=20, base_guidance=1.0).evaluations == 20
 
 
 def test_nothing_is_trained_and_the_base_is_the_teacher():

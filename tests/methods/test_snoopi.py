@@ -34,9 +34,10 @@ def test_the_scale_is_drawn_per_sample_and_shared():
     assert len(batch["guidance"].unique()) == 8
     assert 0.5 <= batch["guidance"].min() <= batch["guidance"].max() <= 4
     x, t, w = torch.randn(8, 2), torch.full((8,), 0.5), batch["guidance"][:, None]
-    for net, said in ((where.teacher.model, method.taught), (method.critic, method.followed)):
+    led = method.followed(x, batch | {"time": t}, guidance=batch["guidance"])
+    for net, said in ((where.teacher.model, method.taught(x, t, batch)), (method.critic, led)):
         c, u = (net.prediction(x, t, {"condition": k}).x0 for k in (batch["label"], torch.full_like(batch["label"], 3)))
-        torch.testing.assert_close(said(x, t, batch).x0, u + w * (c - u))
+        torch.testing.assert_close(said.x0, u + w * (c - u))
 
 
 def test_the_teacher_is_led_away_from_what_is_not_wanted_and_the_critic_from_nothing():
@@ -49,7 +50,8 @@ def test_the_teacher_is_led_away_from_what_is_not_wanted_and_the_critic_from_not
     c, u = (R.prediction(x, t, {"condition": k}).x0 for k in (label, unwanted))
     torch.testing.assert_close(method.taught(x, t, batch).x0, u + w * (c - u))
     c, u = (method.critic.prediction(x, t, {"condition": k}).x0 for k in (label, torch.full_like(label, 3)))
-    torch.testing.assert_close(method.followed(x, t, batch).x0, u + w * (c - u))
+    led = method.followed(x, batch | {"time": t}, guidance=batch["guidance"])
+    torch.testing.assert_close(led.x0, u + w * (c - u))
     G = where.student.model
     batch |= method.inputs(batch)
     told = {"condition": label, "negative_condition": unwanted, "strength": batch["student.strength"]}

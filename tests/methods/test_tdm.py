@@ -69,7 +69,7 @@ def test_the_last_state_is_matched_as_dmd_does():
     batch |= method.inputs(batch, place=3)
     batch |= method.level(batch)
     assert (batch["end"] == 0).all()
-    x0, t, given = method.said(batch).x0.detach(), batch["time"], {"condition": batch["label"]}
+    x0, t, given = method.generated(batch).detach(), batch["time"], {"condition": batch["label"]}
     x_t = (1 - t[:, None]) * x0 + t[:, None] * batch["noise"]
     real, fake = (net.prediction(x_t, t, given).x0 for net in (where.teacher.model, method.critic))
     expected = ((fake - real).square().mean(1) / (x0 - real).abs().mean(1)).mean()

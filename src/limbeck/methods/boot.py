@@ -13,6 +13,7 @@ from torch import Tensor
 from limbeck.diffusion.further import give
 from limbeck.diffusion.method import DiffusionMethod
 from limbeck.diffusion.noise import Noise, wide
+from limbeck.diffusion.times import TimesOption, Uniform
 from limbeck.errors import RecipeError
 from limbeck.losses.scores import per_sample
 from limbeck.method import Batch, Card, Outcome, Play, Progress, Update
@@ -38,7 +39,8 @@ class BOOT(DiffusionMethod):
     y = sg Y(eps, t), s = t - `step` (a share of the noise), kappa as `kept`. Y is the student at the noisiest time, and is told the
     time to arrive at as a further number, whose embedding begins at zero: a student that begins as the teacher begins at the
     boundary, at every time. (The paper gives that time in the place of the network's own.) Sampled, it arrives at no noise in one step. The
-    division by (1 - kappa)^2, at most 1 / (4 step)^2 for flows, is that of a re-implementation; the paper's is by step^2.
+    division by (1 - kappa)^2, for flows by (4 step / (1 + step)^2)^2 at least, is that of a re-implementation; the paper's is by step^2. t runs from one
+    step above no noise to `start`; `times` say how (errors add up from the noisiest time on, so rather more than fewer of the noisy ones).
     """
 
     card = Card(
@@ -60,6 +62,7 @@ class BOOT(DiffusionMethod):
     sampling_steps: Literal[1] = 1  # type: ignore[assignment]
     step: Annotated[float, Field(gt=0, lt=1)] = 1 / 64
     boundary_weight: Annotated[float, Field(ge=0)] = 1.0
+    times: TimesOption = Uniform()
     place: str | None = None
 
     def setup(self) -> None:
@@ -72,7 +75,7 @@ class BOOT(DiffusionMethod):
 
     def learn(self, batch: Batch, progress: Progress) -> Generator[Update, Outcome, None]:
         batch = self.begin(batch)
-        share = self.step + (self.start - self.step) * self.uniform(batch)
+        share = self.step + (self.start - self.step) * self.noise.share(self.drawn(batch)).clamp(0, 1)
         batch |= {"noise": self.fresh(batch), "time": self.noise.nearest(self.noise.at(share))}
         yield Update("student", self.loss, batch)
 

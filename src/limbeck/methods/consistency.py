@@ -13,7 +13,7 @@ from torch import Tensor
 from limbeck.diffusion.method import DiffusionMethod
 from limbeck.diffusion.noise import wide
 from limbeck.diffusion.solvers import ddim, heun
-from limbeck.losses.scores import per_sample, pseudo_huber
+from limbeck.losses.scores import Distance, apart
 from limbeck.method import Batch, Card, Outcome, Play, Progress, Update
 from limbeck.objectives import Loss
 
@@ -48,7 +48,7 @@ class Consistency(DiffusionMethod):
 
     discretisation: Annotated[int, Field(ge=1)] = 50
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    distance: Literal["l2", "huber"] = "l2"
+    distance: Distance = "l2"
     c: Annotated[float, Field(gt=0)] = 1e-3
     teacher_solver: Literal["ddim", "heun"] = "ddim"
 
@@ -67,15 +67,21 @@ class Consistency(DiffusionMethod):
             self.follow(self.ema)
 
     def loss(self, batch: Batch) -> Loss:
+        return Loss.mean("consistency", apart(self.ended(batch), self.aim(batch), self.distance, self.c))
+
+    def noised(self, batch: Batch) -> Values:
+        """x_t."""
+        return self.noise.renoise(batch["x0"], batch["time"], batch["noise"])
+
+    def ended(self, batch: Batch) -> Values:
+        """f(x_t, t)."""
+        return self.generator(self.noised(batch), batch["time"], self.given(batch, "student")).x0
+
+    @torch.no_grad()
+    def aim(self, batch: Batch) -> Values:
+        """f_target(x_s, s)."""
         t, s = batch["time"], batch["before"]
-        x_t = self.noise.renoise(batch["x0"], t, batch["noise"])
-        with torch.no_grad():
-            target = self.end(self.step(x_t, t, s, batch), s, batch)
-        found = self.generator(x_t, t, self.given(batch, "student")).x0
-        distance = (
-            pseudo_huber(found, target, c=self.c) if self.distance == "huber" else per_sample((found - target) ** 2)
-        )
-        return Loss.mean("consistency", distance)
+        return self.end(self.step(self.noised(batch), t, s, batch), s, batch)
 
     def step(self, x: Values, t: Times, s: Times, batch: Batch) -> Values:
         """The teacher's step from t to s."""

@@ -31,18 +31,20 @@ Values = Float[Tensor, "batch ..."]
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class Begun(Sampling):
-    """Sampling whose first `switch` steps the base model takes, on its own grid of `base_steps`, guided by `base_guidance`, by DDIM."""
+    """Sampling whose first `switch` steps the base model takes, `taken` of the `base_steps` of its own grid, guided by `base_guidance`, by DDIM."""
 
     switch: Annotated[int, Field(ge=0)] = 1
     base_steps: Annotated[int, Field(ge=1)] = 20
     base_guidance: float = 7.0
+    taken: Annotated[int, Field(ge=0)] = 1
 
     @property
     def evaluations(self) -> int:
         """The calls of both networks."""
+        if not self.switch:
+            return super().evaluations
         own = solvers.evaluations(self.steps - self.switch, self.solver) if self.switch < self.steps else 0
-        taken = round(self.base_steps * self.switch / self.steps)
-        return own + solvers.evaluations(taken, "ddim", self.base_guidance != 1)
+        return own + solvers.evaluations(self.taken, "ddim", self.base_guidance != 1)
 
 
 def begin_with(model: DiffusionNetwork, base: dict[str, Any] | None, sampling: dict[str, Any]) -> None:
@@ -68,8 +70,7 @@ def _generate(
     if not isinstance(how, Begun) or how.switch == 0:
         return type(self).generate(self, z, given, sampling=how, fresh=fresh, watch=watch)
     noise, base = self.noise, self.base
-    own, theirs = (noise.grid(steps, how.start).to(z.device) for steps in (how.steps, how.base_steps))
-    until = int((theirs - own[how.switch]).abs().argmin())
+    own, theirs = (noise.grid(steps, how.start) for steps in (how.steps, how.base_steps))
 
     def guided(x: Values, t: Float[Tensor, "batch"]) -> Prediction:
         said = base.prediction(x, t, given)
@@ -79,14 +80,15 @@ def _generate(
         return guide(said, base.prediction(x, t, given, nothing), how.base_guidance)
 
     x = wide(noise.sigma(theirs[:1]), z) * z
-    x = solvers.sample(guided, x, noise, theirs[: until + 1], "ddim", watch=watch)
+    x = solvers.sample(guided, x, noise, theirs[: how.taken + 1], "ddim", watch=watch, whose=base.called)
     seeds = z.detach().float().flatten(1).contiguous().view(torch.int32).long().sum(1)
 
     def anew(step: int) -> Values:  # drawn from z, as in the network's own sampling
         return normal(fold(seeds, step), *z.shape[1:]).to(z.dtype)
 
     said = lambda x, t: self.prediction(x, t, given)  # noqa: E731
-    return solvers.sample(said, x, noise, own[how.switch :], how.solver, fresh=fresh or anew, watch=watch)
+    rest, how_to = own[how.switch :], {"fresh": fresh or anew, "watch": watch, "whose": self.called}
+    return solvers.sample(said, x, noise, rest, how.solver, **how_to)
 
 
 class Diversity(Method):
@@ -142,8 +144,11 @@ class Diversity(Method):
                 "Give the teacher as module:Class with args, or as a folder."
             )
         sampling = {"steps": how.steps, "solver": how.solver, "start": how.start, "switch": self.switch}
-        sampling |= {"base_steps": self.base_steps, "base_guidance": self.base_guidance}
+        own, theirs = (student.noise.grid(steps, how.start) for steps in (how.steps, self.base_steps))
+        taken = int((theirs - own[self.switch]).abs().argmin())
+        sampling |= {"base_steps": self.base_steps, "base_guidance": self.base_guidance, "taken": taken}
         operate(self.student.source, "limbeck.methods.diversity:begin_with", {"base": spec, "sampling": sampling})
+        student.whose, student.base.whose = "student", "base model"  # type: ignore[union-attr, assignment]
         student.base.to(next(student.parameters()).device).load_state_dict(base.state_dict())  # type: ignore[union-attr, operator]
         self.student.listen_again()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from jaxtyping import Int64
@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from limbeck.actors import Actor
-from limbeck.diffusion.denoiser import Denoiser
+from limbeck.data.tensors import TensorSplit
 from limbeck.diffusion.method import DiffusionMethod, Values
 from limbeck.diffusion.styles import STYLE
 from limbeck.diffusion.times import TimesOption, Uniform
@@ -47,6 +47,7 @@ class DMM(DiffusionMethod):
         cost="one forward and backward pass, and each sample's own teacher's forward pass (two with guidance); memory for all teachers",
     )
 
+    several: ClassVar[bool] = True
     sampling_steps: Annotated[int, Field(ge=1)] = 20
     solver: Literal["renoise", "ddim", "heun"] = "heun"
     times: TimesOption = Uniform()
@@ -78,11 +79,33 @@ class DMM(DiffusionMethod):
         operate(self.student.source, "limbeck.diffusion.styles:learn_styles", {"usual": usual, "place": self.place})
         self.student.listen_again()
         super().setup()
-        self.merged = [Denoiser(member, self.noise) for member in self.teacher.members.values()]
+        self.merged = list(self.references.values())
+        if self.column is not None:
+            self._look_at_styles(self.column, names)
 
-    def _look_at_data(self) -> None:  # a mixture of teachers has no view of its own: ask the first
-        self.reference = Denoiser(next(iter(self.teacher.members.values())), self.noise)
-        super()._look_at_data()
+    def _look_at_styles(self, column: str, names: list[str]) -> None:
+        """A column that is not there, or does not hold numbers of teachers, is refused."""
+        needed = (
+            f"Needed is the number of each row's teacher: {', '.join(f'{k} {name}' for k, name in enumerate(names))}."
+        )
+        batch, splits = self.example(), self.data.splits.items()
+        if column not in batch:
+            there = [name for name in batch if name != "id"]
+            raise RecipeError(f"method.column '{column}' is no column of the data. {nearest(column, there)} {needed}")
+        held = {n: s.tensors[column] for n, s in splits if isinstance(s, TensorSplit) and column in s.tensors}
+        for split, style in (held or {"train": batch[column]}).items():
+            if not isinstance(style, Tensor) or style.dim() != 1 or bool((style != style.long()).any()):
+                raise RecipeError(f"method.column '{column}' does not hold one whole number per row. {needed}")
+            low, high = int(style.min()), int(style.max())
+            if low < 0 or high >= len(names):
+                raise RecipeError(
+                    f"method.column '{column}' goes from {low} to {high} in the split {split}, and there are {len(names)} teachers. {needed}"
+                )
+        said = self.data.labels.get(column)
+        if said and sorted(said) == sorted(names) and said != names:
+            raise RecipeError(
+                f"method.column '{column}' counts {', '.join(said)}, and the teachers stand in the order {', '.join(names)}. Give teacher.members in the order of the column."
+            )
 
     def begin(self, batch: Batch) -> Batch:
         batch = super().begin(batch)
@@ -115,6 +138,10 @@ class DMM(DiffusionMethod):
         """What each sample's own teacher says of it, and what was heard in it on the way."""
         style: Int64[Tensor, "batch"] = batch[f"student.{STYLE}"]
         found, places = [], [torch.nonzero(style == k).flatten() for k in range(len(self.merged))]
+        if sum(map(len, places)) < len(style):  # rows that are read one by one could not be looked at before
+            raise RecipeError(
+                f"method.column '{self.column}' holds {sorted(set(style.tolist()))}, and there are {len(places)} teachers, numbered from 0."
+            )
         for k, member in enumerate(self.merged):
             if not len(own := places[k]):
                 continue

@@ -30,8 +30,8 @@ class GDD(DiffusionMethod):
     The teacher gives weights, not targets: let the student begin as it. H_k are small heads on frozen features at `layers`, of
     the module `features` (`module:Class`, shown the samples; None: a copy of the student as it begins, at its least noise
     and with the condition, at its middle layer). One update of each per step, the student's first. `innate` (GDD-I) freezes the
-    parameters whose names it matches: true is the paper's pattern, a regular expression is your own. Figures in the features that
-    H stands on flatter it. Published: Adam with betas (0, 0.99), rates 1e-4, an average of the weights.
+    parameters whose names it matches: true is the paper's pattern, a regular expression is your own. The student is in eval mode
+    throughout (no dropout). Figures in the features that H stands on flatter it. Published: Adam with betas (0, 0.99), rates 1e-4, an average of the weights.
     """
 
     card = Card(
@@ -71,8 +71,9 @@ class GDD(DiffusionMethod):
         return {"student": self._learning(), "judge": [self.projected.heads]}
 
     def _learning(self) -> list[nn.Module | nn.Parameter]:
+        """Parameters, not the network, which so stays in eval mode: no dropout, and no statistics of batches."""
         if not self.innate:
-            return [self.student.model]
+            return list(self.student.model.parameters())
         pattern = INNATE if self.innate is True else self.innate
         rest = {n for n, _ in self.student.model.named_parameters() if re.search(pattern, n)}
         learning: list[nn.Module | nn.Parameter] = [
@@ -88,7 +89,7 @@ class GDD(DiffusionMethod):
     def learn(self, batch: Batch, progress: Progress) -> Generator[Update, Outcome, None]:
         batch = self.begin(batch)
         batch |= self.inputs(batch)
-        fake = self.generated(batch)
+        fake = self.made(batch)
         yield Update("student", self.student_loss, batch)
         batch["generated"] = fake
         yield Update("judge", self.judge_loss, batch)

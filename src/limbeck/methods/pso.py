@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator
-from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import torch
@@ -14,8 +13,7 @@ from torch.nn import functional as F
 from limbeck.diffusion.denoiser import Denoiser
 from limbeck.diffusion.method import DiffusionMethod, PerSample, Values
 from limbeck.diffusion.noise import wide
-from limbeck.diffusion.preference import dominates, log_density
-from limbeck.diffusion.solvers import sample
+from limbeck.diffusion.preference import dominates, log_density, scored
 from limbeck.errors import RecipeError
 from limbeck.losses.scores import Weighting
 from limbeck.method import Batch, Card, Outcome, Play, Progress, Update
@@ -31,7 +29,7 @@ class PSO(DiffusionMethod):
     sigma_s^2 I) to the power 1 / dimensions, y = 1 where sample 0 is better in all rewards, -1 where sample 1 is, 0 where neither.
     Without, offline: data against samples of the reference, the same noise at one of the student's times, errors L_w and L_l (`weighting`):
     `ratio` -log sigmoid(beta ((ref_w - k ref_l) - (L_w - k L_l))), `hinge` relu(1 + beta (L_w - k L_l)); + prior L_l.
-    `beta` None: 50 online, 5 offline, as published.
+    `beta` None: 50 online, 5 offline, as published. (There 20 samples of the reference are made once; here new ones in every step.)
     """
 
     card = Card(
@@ -78,7 +76,7 @@ class PSO(DiffusionMethod):
             )
             return
         first, second = (self.walk(self.generator, "student", batch) for _ in range(2))
-        scores = [self.judge_of(self.generator.model.decoded(states[-1]), batch) for states in (first, second)]
+        scores = [scored(self.judge_of, self.generator.model.decoded(states[-1]), batch) for states in (first, second)]
         batch["better"] = dominates(*scores)
         chance = torch.Generator().manual_seed(self.shared(2**31 - 1))
         for j in torch.randperm(self.sampling_steps - 1, generator=chance).tolist():
@@ -91,12 +89,8 @@ class PSO(DiffusionMethod):
 
     def walk(self, who: Denoiser, whose: str, batch: Batch) -> list[Values]:
         """The states of a sample in `sampling_steps` steps, with noise drawn anew in each, from noise to x0."""
-        states = [self.noise.sigma(self.grid[0]) * self.fresh(batch)]
-        given = self.given(batch, whose)
-        for here, there in pairwise(self.grid.to(states[0].device)):
-            times = torch.stack([here, there])
-            fresh = lambda _: self.fresh(batch)  # noqa: E731
-            states.append(sample(lambda x, t: who(x, t, given), states[-1], self.noise, times, "renoise", fresh=fresh))
+        states: list[Values] = []
+        states.append(self.sampled(batch, of=who, whose=whose, watch=lambda x, said, following: states.append(x)))
         return states
 
     def online_loss(self, batch: Batch) -> Loss:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from limbeck.diffusion.solvers import ddim
 from limbeck.losses.adversarial import Game, fooled, told_fake, told_real
-from limbeck.losses.scores import per_sample, pseudo_huber
+from limbeck.losses.scores import apart
 from limbeck.method import Batch, Card, Outcome, Play, Progress, Update
 from limbeck.methods.lcm import LCM
 from limbeck.objectives import Loss
@@ -90,11 +90,6 @@ class SCott(LCM):
             x = ddim(x, self.taught(x, here, batch), self.noise, here, there, self.eta, fresh)
         return x
 
-    def ended(self, batch: Batch) -> Values:
-        """f(x_t, t)."""
-        x_t = self.noise.renoise(batch["x0"], batch["time"], batch["noise"])
-        return self.generator(x_t, batch["time"], self.given(batch, "student")).x0
-
     def judged(self, x: Values, batch: Batch) -> Float[Tensor, "batch"]:
         """How real the discriminator finds clean samples."""
         return self.judge(x, batch["time"], self.given(batch, "critic"))
@@ -102,13 +97,9 @@ class SCott(LCM):
     def loss(self, batch: Batch) -> Loss:
         if not self.gan_weight:
             return super().loss(batch)
-        with torch.no_grad():
-            x_t = self.noise.renoise(batch["x0"], batch["time"], batch["noise"])
-            target = self.end(self.step(x_t, batch["time"], batch["before"], batch), batch["before"], batch)
-        found = self.ended(batch)
-        apart = per_sample((found - target) ** 2) if self.distance == "l2" else pseudo_huber(found, target, c=self.c)
+        aim, found = self.aim(batch), self.ended(batch)
         tricked = Loss.mean("fooled", fooled(self.judged(found, batch), self.game))
-        return Loss.mean("consistency", apart) + self.gan_weight * tricked
+        return Loss.mean("consistency", apart(found, aim, self.distance, self.c)) + self.gan_weight * tricked
 
     def judge_loss(self, batch: Batch) -> Loss:
         real, fake = self.judged(batch["x0"], batch), self.judged(batch["generated"], batch)

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Annotated
 
 from jaxtyping import Float
-from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
+from limbeck.diffusion.critic import CriticMethod
 from limbeck.diffusion.implicit import score_identity
-from limbeck.diffusion.method import DiffusionMethod
 from limbeck.diffusion.times import LogNormal, TimesOption, Uniform
 from limbeck.losses.scores import Weighting, normaliser
 from limbeck.method import Batch, Card, Outcome, Play, Progress, Update
-from limbeck.objectives import Loss
 
 Values = Float[Tensor, "batch ..."]
 
 
-class SiD(DiffusionMethod):
+class SiD(CriticMethod):
     """F: E w |F(x_t) - sg x0|^2 (`weighting`, levels from `critic_times`). G: E (R - F) . ((R - x0) - a (R - F)) / nu, a = `share`.
 
     nu = mean |x0 - R| per sample, without a graph. The student's gradient goes through x0, x_t and the inputs of F and R, whose
@@ -45,38 +42,22 @@ class SiD(DiffusionMethod):
         cost="per step the student's samples and the critic's forward and backward pass; then forward and backward passes through student, critic and teacher (twice with guidance)",
     )
 
-    critic_lora: Annotated[int, Field(ge=1)] | None = None
     critic_times: TimesOption = LogNormal()
     times: TimesOption = Uniform(low=0.0, high=0.8)
     weighting: Weighting = "edm"
     share: float = 1.2
 
-    def setup(self) -> None:
-        super().setup()
-        self.make_critic(self.critic_lora)
-
-    def trainees(self) -> dict[str, list[nn.Module | nn.Parameter]]:
-        return super().trainees() | {"critic": [self.critic]}
-
     def learn(self, batch: Batch, progress: Progress) -> Generator[Update, Outcome, None]:
         batch = self.begin(batch)
-        drawn = {"generated": self.generated(batch | self.inputs(batch))}
-        drawn |= {"time": self.drawn(batch, self.critic_times), "noise": self.fresh(batch)}
-        yield Update("critic", self.critic_loss, batch | drawn)
-        drawn = self.inputs(batch) | {"time": self.drawn(batch), "noise": self.fresh(batch)}
-        yield Update("student", self.student_loss, batch | drawn)
+        own = batch | self.inputs(batch)
+        yield Update("critic", self.critic_loss, self.for_critic(own, self.made(own)))
+        yield Update("student", self.student_loss, self.for_student(batch | self.inputs(batch)))
 
-    def student_loss(self, batch: Batch) -> Loss:
-        x0, t = self.generated(batch), batch["time"]
-        x_t = self.noise.renoise(x0, t, batch["noise"])
-        fake = self.fake(x_t, t, self.given(batch, "critic")).x0
-        return Loss.mean("matching", self.divergence(x0, fake, self.taught(x_t, t, batch).x0, batch))
+    def matching(self, x0: Values, batch: Batch) -> Float[Tensor, "batch"]:
+        x_t = self.noised(x0, batch)
+        fake = self.followed(x_t, batch).x0
+        return self.divergence(x0, fake, self.taught(x_t, batch["time"], batch).x0, batch)
 
     def divergence(self, x0: Values, fake: Values, real: Values, batch: Batch) -> Float[Tensor, "batch"]:
         """The divergence's surrogate per sample."""
         return score_identity(x0, fake, real, self.share) / normaliser(x0, real, 1e-5).flatten()
-
-    def critic_loss(self, batch: Batch) -> Loss:
-        x0, t = batch["generated"], batch["time"]
-        said = self.fake(self.noise.renoise(x0, t, batch["noise"]), t, self.given(batch, "critic"))
-        return Loss.mean("denoising", self.error(said, x0, t))

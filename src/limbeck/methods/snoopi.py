@@ -46,8 +46,8 @@ class SNOOPI(VSD):
     layers: list[str] = ["attn2"]
 
     def setup(self) -> None:
-        super().setup()  # a critic that is a copy of the student is copied before the operation
         self.unwanted = self.negative if isinstance(self.negative, list) else [self.negative]
+        super().setup()  # a critic that is a copy of the student is copied before the operation
         if self.negative is None:
             return
         texts = [isinstance(n, str) for n in self.unwanted]

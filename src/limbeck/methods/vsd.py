@@ -7,25 +7,23 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import nn
 
+from limbeck.diffusion.critic import CriticMethod
 from limbeck.diffusion.guidance import GuidanceOption
-from limbeck.diffusion.method import DiffusionMethod, PerSample, Values
+from limbeck.diffusion.method import PerSample, Values
 from limbeck.diffusion.noise import wide
-from limbeck.diffusion.predictors import Prediction
-from limbeck.diffusion.times import TimesOption, Uniform
+from limbeck.errors import RecipeError
 from limbeck.losses.scores import Weighting, inject
-from limbeck.method import Batch, Card, Outcome, Play, Progress, Update
-from limbeck.objectives import Loss
+from limbeck.method import Batch, Card, Outcome, Play, Progress, Update, name_of
 
 
-class VSD(DiffusionMethod):
+class VSD(CriticMethod):
     """G: inject(x0, sigma_t^2 (eps_R^w - eps_F^w)), F and R at x0 noised to t, both guided by the same scale w.
     F: E alpha_t^2 |eps_F(x_t, t, c) - eps|^2 on sg x0, c dropped with probability `drop`, without which F^w means nothing.
 
     In terms of x0 the gradient is sigma_t alpha_t (F^w - R^w). One update of each per step, the student's first, on the same
-    samples. F begins as the teacher (`critic_lora`: low-rank updates beside its weights, published rank 64), so the first
-    gradient of the student is zero. Published rates: 1e-6 for the student, 1e-3 for the critic (train.trainees). `weighting`
+    samples. F begins as the teacher (`critic_lora`: low-rank updates beside its weights, published rank 64 and alpha 108), so the
+    first gradient of the student is zero. c is dropped per sample (in the published code per batch). Published rates: 1e-6 for the student, 1e-3 for the critic (train.trainees). `weighting`
     is the head of the critic's error, before alpha_t^2. No data are needed but conditions.
     """
 
@@ -46,44 +44,35 @@ class VSD(DiffusionMethod):
     )
 
     guidance: GuidanceOption = 4.5
-    critic_lora: Annotated[int, Field(ge=1)] | None = None
-    critic_times: TimesOption = Uniform()
     weighting: Weighting = "epsilon"
     drop: Annotated[float, Field(ge=0, le=1)] = 0.1
 
     def setup(self) -> None:
         super().setup()
-        self.make_critic(self.critic_lora)
-
-    def trainees(self) -> dict[str, list[nn.Module | nn.Parameter]]:
-        return super().trainees() | {"critic": [self.critic]}
+        if not self.guidance.none and not self.fake.model.guidable:
+            raise RecipeError(
+                f"{name_of(type(self))} guides its critic by the teacher's scale, and the critic begins as the student (the teacher is a formula), a "
+                f"{type(self.fake.model).__name__} that does not know what to say without a condition. Give the student the teacher's classes, or set method.guidance=1"
+            )
 
     def learn(self, batch: Batch, progress: Progress) -> Generator[Update, Outcome, None]:
         batch = self.begin(batch)
         batch |= self.inputs(batch)
-        fake = self.generated(batch)
-        yield Update("student", self.student_loss, batch | {"time": self.drawn(batch), "noise": self.fresh(batch)})
-        batch |= {"time": self.drawn(batch, self.critic_times), "noise": self.fresh(batch), "generated": fake}
+        made = self.made(batch)
+        yield Update("student", self.student_loss, self.for_student(batch))
+        batch = self.for_critic(batch, made)
         if self.fake.model.guidable and self.drop:
             batch["drop"] = self.uniform(batch) < self.drop
         yield Update("critic", self.critic_loss, batch)
 
-    def student_loss(self, batch: Batch) -> Loss:
-        x0, t = self.generated(batch), batch["time"]
+    def matching(self, x0: Values, batch: Batch) -> PerSample:
+        t = batch["time"]
         with torch.no_grad():
-            x_t = self.noise.renoise(x0, t, batch["noise"])
-            real = self.taught(x_t, t, batch)
-            fake = self.followed(x_t, t, batch)
+            x_t = self.noised(x0, batch)
+            real, fake = self.taught(x_t, t, batch), self.followed(x_t, batch, guidance=batch.get("guidance"))
             gradient = wide(self.noise.sigma(t).square(), x0) * (real.epsilon - fake.epsilon)
-        return Loss.mean("matching", inject(x0, torch.nan_to_num(gradient)))
+        return inject(x0, torch.nan_to_num(gradient))
 
-    def critic_loss(self, batch: Batch) -> Loss:
-        x0, t = batch["generated"], batch["time"]
-        x_t = self.noise.renoise(x0, t, batch["noise"])
-        said = self.fake(x_t, t, self.given(batch, "critic"), drop=batch.get("drop"))
-        weight = self.noise.alpha(t).square().to(x0.device, torch.float32)
-        return Loss.mean("denoising", weight * self.error(said, x0, t))
-
-    def followed(self, x_t: Values, t: PerSample, batch: Batch) -> Prediction:
-        """What the critic says, guided by the teacher's scale."""
-        return self.fake(x_t, t, self.given(batch, "critic"), guidance=batch.get("guidance"))
+    def following(self, x0: Values, batch: Batch) -> PerSample:
+        said = self.followed(self.noised(x0, batch), batch, drop=batch.get("drop"))
+        return self.noise.alpha(batch["time"]).square().to(x0) * self.error(said, x0, batch["time"])
