@@ -1,0 +1,203 @@
+"""Tiny pipelines of further families, saved locally: two and three text encoders, transformers, flows, packed latents."""
+
+import json
+
+import torch
+from pipelines import autoencoder
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def clip(folder, projected=False, width=8):
+    """A CLIP text encoder that reads letters, and its tokenizer."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    words = [*LETTERS, *(f"{c}</w>" for c in LETTERS), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=8)
+    config = CLIPTextConfig(
+        vocab_size=len(words),
+        hidden_size=width,
+        intermediate_size=width,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=8,
+        projection_dim=width,
+        bos_token_id=len(words) - 2,
+        eos_token_id=len(words) - 1,
+    )
+    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config), tokenizer
+
+
+def t5(width=16):
+    """A T5 encoder that reads letters, and its tokenizer."""
+    from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+    pieces = ["<pad>", "</s>", "<unk>", "\u2581", *LETTERS]
+    tokenizer = T5Tokenizer(vocab=[(piece, -float(i > 2)) for i, piece in enumerate(pieces)], extra_ids=0)
+    encoder = T5EncoderModel(
+        T5Config(vocab_size=len(pieces), d_model=width, d_kv=4, d_ff=width, num_layers=1, num_heads=2)
+    )
+    return encoder, tokenizer
+
+
+def latents(**changes):
+    """The autoencoder of the other tiny pipelines, with another scale."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL.from_config({**autoencoder().config, "sample_size": 16, **changes})
+
+
+def unet(**changes):
+    """A U-Net on 8x8 latents that hears texts."""
+    from diffusers import UNet2DConditionModel
+
+    known = dict(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=4,
+        cross_attention_dim=16,
+    )
+    return UNet2DConditionModel(**known | changes)
+
+
+def large(folder, zeros=True, scheduler=None):
+    """A Stable Diffusion XL; `zeros`: what an empty text is encoded as."""
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+
+    torch.manual_seed(0)
+    (one, its), (two, theirs) = clip(folder / "one"), clip(folder / "two", projected=True)
+    betas = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    StableDiffusionXLPipeline(
+        vae=latents(scaling_factor=0.13025),
+        text_encoder=one,
+        text_encoder_2=two,
+        tokenizer=its,
+        tokenizer_2=theirs,
+        unet=unet(
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + 8,
+            use_linear_projection=True,
+        ),
+        scheduler=scheduler or EulerDiscreteScheduler(timestep_spacing="leading", steps_offset=1, **betas),
+        force_zeros_for_empty_prompt=zeros,
+        add_watermarker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+def captions(folder):
+    """A PixArt-Sigma with a learnt variance."""
+    from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
+
+    torch.manual_seed(0)
+    encoder, tokenizer = t5()
+    transformer = PixArtTransformer2DModel(
+        sample_size=8,
+        num_layers=1,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        cross_attention_dim=16,
+        caption_channels=16,
+        use_additional_conditions=False,
+    )
+    PixArtSigmaPipeline(
+        tokenizer=tokenizer,
+        text_encoder=encoder,
+        vae=latents(scaling_factor=0.13025),
+        transformer=transformer,
+        scheduler=DPMSolverMultistepScheduler(solver_order=1, timestep_spacing="trailing"),
+    ).save_pretrained(folder)
+    return folder
+
+
+def joint(folder, third=True):
+    """A Stable Diffusion 3, with or without its third text encoder."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+
+    torch.manual_seed(0)
+    (one, its), (two, theirs) = clip(folder / "one", projected=True), clip(folder / "two", projected=True)
+    encoder, tokenizer = t5() if third else (None, None)
+    StableDiffusion3Pipeline(
+        transformer=SD3Transformer2DModel(
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            num_attention_heads=2,
+            attention_head_dim=4,
+            joint_attention_dim=16,
+            caption_projection_dim=8,
+            pooled_projection_dim=16,
+            pos_embed_max_size=8,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=latents(scaling_factor=1.5305, shift_factor=0.0609),
+        text_encoder=one,
+        tokenizer=its,
+        text_encoder_2=two,
+        tokenizer_2=theirs,
+        text_encoder_3=encoder,
+        tokenizer_3=tokenizer,
+    ).save_pretrained(folder)
+    return folder
+
+
+def packed(folder):
+    """A FLUX that was distilled from a guided one, with times that are shifted by the number of tokens."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+
+    torch.manual_seed(0)
+    (one, its), (encoder, tokenizer) = clip(folder / "one"), t5()
+    FluxPipeline(
+        transformer=FluxTransformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            axes_dims_rope=(4, 2, 2),
+            joint_attention_dim=16,
+            pooled_projection_dim=8,
+            guidance_embeds=True,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=latents(scaling_factor=0.3611, shift_factor=0.1159),
+        text_encoder=one,
+        tokenizer=its,
+        text_encoder_2=encoder,
+        tokenizer_2=tokenizer,
+    ).save_pretrained(folder)
+    return folder
+
+
+def velocities(folder, **changes):
+    """A Stable Diffusion 2: predicts v; `changes` to its scheduler."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    torch.manual_seed(0)
+    text, tokenizer = clip(folder / "one", width=16)
+    betas = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    usual = dict(clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type="v_prediction")
+    StableDiffusionPipeline(
+        vae=latents(),
+        text_encoder=text,
+        tokenizer=tokenizer,
+        unet=unet(),
+        scheduler=DDIMScheduler(**betas | usual | changes),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    return folder
