@@ -147,7 +147,7 @@ class Method(Options, Bound, nn.Module):
         return {"student": [self.student.model, self]}
 
     def actors(self) -> list[Actor]:
-        """Those through which the method asks networks of its own (a critic, a slow copy): spread over processes where the student is."""
+        """Those through which the method asks networks of its own (a critic, a slow copy): spread, or computed twice, where the student is."""
         return []
 
     def loss(self, batch: Batch) -> Loss:

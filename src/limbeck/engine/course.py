@@ -67,7 +67,8 @@ class Course:
                     fresh
                 ):  # a disk that cannot be written shows at once, and there is always a state from before a fault
                     self._save(trainer, trainer.state())
-                with recomputing(self.situation.student, trainer.settings.gradient_checkpointing):
+                own, on = trainer.method.actors(), trainer.settings.gradient_checkpointing
+                with recomputing(self.situation.student, *own, on=on):
                     trainer.run()
                 ended = self._capture(trainer, trainer.state())
                 result = trainer.select()

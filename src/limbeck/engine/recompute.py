@@ -1,4 +1,4 @@
-"""Gradient checkpointing: what a block of the student computed is not kept for the backward pass, but computed again there.
+"""Gradient checkpointing: what a block of a network computed is not kept for the backward pass, but computed again there.
 
 Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost" (arXiv:1604.06174), at the network's own blocks. Costs
 about one more forward pass; gradients are the same, since random generators are put back for the second time.
@@ -7,7 +7,7 @@ about one more forward pass; gradients are the same, since random generators are
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -21,35 +21,41 @@ from limbeck.listening import Recorder, Visit
 
 
 @contextmanager
-def recomputing(actor: Actor, on: bool = True) -> Iterator[None]:
-    """Inside this block (and in train mode) the actor's blocks keep their inputs only.
+def recomputing(student: Actor, *others: Actor, on: bool = True) -> Iterator[None]:
+    """Inside this block (and in train mode) the blocks of the student, and of others that have any, keep their inputs only.
 
     Raises:
-        RecipeError: the network has no blocks: nothing in an `nn.ModuleList`, and no support of its own.
+        RecipeError: the student has no blocks: nothing in an `nn.ModuleList`, and no support of its own.
     """
-    if not on:
+    with ExitStack() as stack:
+        for actor in (student, *others) if on else ():
+            if stack.enter_context(_recomputing(actor)) or actor is not student:
+                continue
+            raise RecipeError(
+                f"train.gradient_checkpointing computes blocks twice, and {type(actor.model).__name__} has none (no nn.ModuleList). "
+                "Leave it out, or make micro_batch smaller."
+            )
         yield
-        return
+
+
+@contextmanager
+def _recomputing(actor: Actor) -> Iterator[bool]:
+    """The same for one network; gives whether it has blocks."""
     model: Any = actor.model
     again = _Again(actor._recorder)
     if getattr(model, "supports_gradient_checkpointing", False) and hasattr(model, "gradient_checkpointing_enable"):
         name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"  # by the version
         getattr(model, f"{name}_checkpointing_enable")({"use_reentrant": False, "context_fn": again})
         try:
-            yield
+            yield True
         finally:
             getattr(model, f"{name}_checkpointing_disable")()
         return
     found = list(blocks(model))
-    if not found:
-        raise RecipeError(
-            f"train.gradient_checkpointing computes blocks twice, and {type(model).__name__} has none (no nn.ModuleList). "
-            "Leave it out, or make micro_batch smaller."
-        )
     for block in found:
         block.forward = _Recomputed(block, again)  # type: ignore[assignment]
     try:
-        yield
+        yield bool(found)
     finally:
         for block in found:
             vars(block).pop("forward", None)

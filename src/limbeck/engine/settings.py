@@ -68,7 +68,8 @@ class TrainSettings(BaseModel):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     shard: Literal["none", "fsdp"] = "none"
     gradient_checkpointing: bool = Field(
-        False, description="compute the student's blocks twice instead of keeping them"
+        False,
+        description="compute the blocks of the student (and of the method's own networks) twice instead of keeping them",
     )
     compile: bool | str = Field(False, description="true, or the name of a torch.compile backend")
     workers: int = Field(0, ge=0)
