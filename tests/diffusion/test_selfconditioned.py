@@ -224,7 +224,8 @@ def test_the_middle_is_heard_or_the_layer_before_where_nobody_is_behind_it():
     assert layer_for(network()) == "hidden.0"
     assert layer_for(network(depth=5)) == "hidden.2"
     assert layer_for(network(PictureDenoiser)) == "inner.1"
-    assert layer_for(network(), "inputs") == "inputs"
+    for named in ("inputs", "hidden.1"):
+        assert layer_for(network(), named) == named
     assert [one.path for one in listeners(network(PictureDenoiser))] == ["down", "inner.0", "inner.1", "up"]
     with pytest.raises(RecipeError, match="method.layer"):
         layer_for(Mixture([[0.0, 1.0]], 0.1))

@@ -52,9 +52,22 @@ class Augmentation:
         """A number per sample and kind, evenly from [-most, most] (mirrored: 1), or 0; `uniform` gives numbers in [0, 1)."""
         found = {}
         for name, most in self.most.items():
-            value = torch.ones_like(uniform()) if name == "mirror" else most * (2 * uniform() - 1)
-            found[name] = torch.where(uniform() < self.chance, value, 0.0)
+            used = uniform() < self.chance
+            found[name] = used.float() if name == "mirror" else torch.where(used, most * (2 * uniform() - 1), 0.0)
         return found
+
+
+def refuse_unmoved(x: Float[Tensor, "batch ..."]) -> None:
+    """Refuse what `moved` cannot move.
+
+    Raises:
+        RecipeError: neither pictures nor points.
+    """
+    if x.dim() != 4 and not (x.dim() == 2 and x.shape[1] > 1):
+        raise RecipeError(
+            f"samples of shape {list(x.shape[1:])} are neither pictures [channels, height, width] nor points of two or more dimensions, "
+            "and nothing else can be mirrored, turned, zoomed and shifted here. Set method.augment=null"
+        )
 
 
 def moved(x: Float[Tensor, "batch ..."], numbers: Numbers) -> Float[Tensor, "batch ..."]:
@@ -68,11 +81,7 @@ def moved(x: Float[Tensor, "batch ..."], numbers: Numbers) -> Float[Tensor, "bat
     """
     if not numbers:
         return x
-    if x.dim() != 4 and not (x.dim() == 2 and x.shape[1] > 1):
-        raise RecipeError(
-            f"samples of shape {list(x.shape[1:])} are neither pictures [channels, height, width] nor points of two or more dimensions, "
-            "and nothing else can be mirrored, turned, zoomed and shifted here. Set method.augment=null"
-        )
+    refuse_unmoved(x)
     kind = x.dtype if x.dtype == torch.float64 else torch.float32
     none = torch.zeros(len(x), dtype=kind, device=x.device)
     mirror, turn, zoom, right, down = (

@@ -26,12 +26,12 @@ class Sides(nn.Module):
 
     def asks(self, p: Float[Tensor, "batch features"]) -> Vectors:
         """What the network that learns makes of its features."""
-        return self.predictor(self.query(p.to(self.query[0].weight.dtype)))
+        return self.predictor(self.query(p.to(next(self.query.parameters()).dtype)))
 
     @torch.no_grad()
     def answers(self, p: Float[Tensor, "batch features"]) -> Vectors:
         """What its past self makes of those of another view, without a graph."""
-        return self.key(p.to(self.key[0].weight.dtype))
+        return self.key(p.to(next(self.key.parameters()).dtype))
 
     @torch.no_grad()
     def follow(self, decay: float) -> None:

@@ -50,6 +50,20 @@ def pooled(h: Any) -> Float[Tensor, "batch channels"]:
     return h.flatten(2).mean(2) if h.dim() > 3 else h.mean(1) if h.dim() == 3 else h
 
 
+def channels(actor: Actor, tap: str) -> int:
+    """How many numbers the pooled value of a tap has, after the probe.
+
+    Raises:
+        RecipeError: it gave no tensor.
+    """
+    if tap not in actor.shapes:
+        raise RecipeError(
+            f"{actor.paths[tap]}: no tensor is given there by the {actor.whose} ({type(actor.model).__name__}). Name a layer in method.layer, or a part "
+            "of what it gives (its path and .0); limbeck inspect MODEL lists them."
+        )
+    return pooled(torch.empty(1, *actor.shapes[tap])).shape[1]
+
+
 def listeners(model: DiffusionNetwork, into: list[str] | None = None) -> list[Listener]:
     """Who hears the embedding: those that we know, or the layers `into`, to whose output [B, ..., width] it is added.
 
@@ -81,12 +95,14 @@ def layer_for(model: DiffusionNetwork, layer: str | None = None, into: list[str]
     Raises:
         RecipeError: none is named, and no middle is known.
     """
-    layer, behind = layer or model.middle, [one.path for one in listeners(model, into)]
-    if layer is None:
+    if layer is not None:
+        return layer
+    middle, hear = model.middle, [one.path for one in listeners(model, into)]
+    if middle is None:
         raise RecipeError(
             f"{type(model).__name__} does not say which of its layers is the middle: set method.layer to the path of the one to be heard."
         )
-    return behind[-2] if layer == model.middle and behind[-1:] == [layer] and len(behind) > 1 else layer
+    return hear[-2] if hear[-1:] == [middle] and len(hear) > 1 else middle
 
 
 class Route(nn.Module):
