@@ -1,12 +1,13 @@
 """DMD2: the published loop with its order, the gradient of the KL divergence for Gaussians, backward simulation, the GAN, LoRA critics."""
 
 import copy
+import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 from harness import fresh, steps, survives
-from points import descend, mixture, network, same, settled, situation
+from points import descend, in_double, mixture, network, same, settled, situation
 
 from limbeck.diffusion.noise import VP, Flow
 from limbeck.engine.course import Course, settle
@@ -98,6 +99,8 @@ def test_the_student_learns_every_fifth_time_and_before_the_critic():
     seen = updates(method, where, 11)
     assert [len(s) for s in seen] == [2, 1, 1, 1, 1, 2, 1, 1, 1, 1, 2]
     assert seen[0] == ["student", "critic"]
+    counts = [sum(s.count(who) for s in seen) for who in ("student", "critic")]
+    assert counts == [math.ceil(11 / 5), 11]
 
 
 def test_where_the_critic_says_what_the_teacher_says_the_student_stays():
@@ -111,20 +114,25 @@ def test_where_the_critic_says_what_the_teacher_says_the_student_stays():
     assert all(p.grad is None or p.grad.abs().max() == 0 for p in where.student.model.parameters())
 
 
-def test_the_gradient_reaches_the_samples_alone_and_is_the_one_injected():
-    where, method = situation(), DMD2()
-    batch = settled(method, where)
-    batch |= method.inputs(batch) | {"time": method.drawn(batch), "noise": method.fresh(batch)}
-    kept = {}
-    method.generated = lambda b: kept.setdefault("x0", torch.randn(8, 2, requires_grad=True))
-    method.student_loss(batch).total().backward()
-    x0, t, label = kept["x0"], batch["time"], batch["label"]
-    x_t = noised(x0.detach(), t, batch["noise"])
-    real = where.teacher.model.prediction(x_t, t, {"condition": label}).x0
-    fake = method.critic.prediction(x_t, t, {"condition": label}).x0
-    g = (fake - real) / (x0 - real).abs().mean(1, keepdim=True)
-    torch.testing.assert_close(x0.grad, (g / 16).detach())
-    assert all(p.grad is None for p in method.critic.parameters())
+@pytest.mark.parametrize("guidance", [1.0, 1.75])
+def test_the_gradient_reaches_the_samples_alone_and_is_the_one_injected(guidance):
+    """(F - R^w) / nu over the number of elements, nu = mean |x0 - R^w|: the teacher is guided in both places, the critic in none."""
+    with in_double():
+        where, method = situation(network(), student=network()), DMD2(guidance=guidance)
+        batch = settled(method, where)
+        batch |= method.inputs(batch) | {"time": method.drawn(batch), "noise": method.fresh(batch)}
+        with torch.no_grad():
+            for p in method.critic.parameters():
+                p.add_(0.1 * torch.randn_like(p))
+        x0, t, label = torch.randn(8, 2, requires_grad=True), batch["time"], batch["label"]
+        method.generated = lambda _: x0
+        method.student_loss(batch).total().backward()
+        x_t = noised(x0.detach(), t.double(), batch["noise"])
+        real = guided(where.teacher.model, x_t, t, label, guidance)
+        fake = method.critic.prediction(x_t, t, {"condition": label}).x0
+        g = (fake - real) / (x0 - real).abs().mean(1, keepdim=True)
+        torch.testing.assert_close(x0.grad, (g / 16).detach(), rtol=1e-6, atol=1e-9)  # times are of single precision
+        assert all(p.grad is None for p in (*method.critic.parameters(), *where.teacher.model.parameters()))
 
 
 @pytest.mark.parametrize("noise", [VP(), Flow()], ids=["vp", "flow"])
