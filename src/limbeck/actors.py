@@ -376,12 +376,14 @@ class Teacher(Actor):
     sketches = False  # whether its logits are sketches: some classes, and the mass of the rest
 
     def __new__(cls, model: Any = None, *args: Any, **kwargs: Any) -> Self:
-        """A network that teaches; the path of a cache makes a `limbeck.teachers.stored.Stored`."""
+        """A network that teaches; the path of a cache makes a `limbeck.teachers.stored.Stored`, that of logits which
+        DistillKit captured a `limbeck.teachers.captured.Captured`."""
         if cls is Teacher and isinstance(model, (str, Path)):
-            from limbeck.teachers import stored
+            from limbeck.teachers import captured, stored
 
-            if stored.is_cache(model):
-                return object.__new__(stored.Stored)  # type: ignore[return-value]
+            for kind, is_one in ((stored.Stored, stored.is_cache), (captured.Captured, captured.is_captured)):
+                if is_one(model):
+                    return object.__new__(kind)  # type: ignore[return-value]
         return object.__new__(cls)
 
     def __init__(

@@ -6,23 +6,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from captures import SCHEMA, bits_of, bytes_of
 
 from limbeck.caching.sketch.distillkit import LEAST, SETTINGS, Settings, read
 from limbeck.errors import RecipeError
+from limbeck.losses import kl, sketched
 from limbeck.sketches import Sketch
 
 D = 1000
-
-
-def bits_of(numbers, width):
-    """Whole numbers as a string of bits, the highest first, in bytes: written out."""
-    text = "".join(format(int(n), f"0{width}b") for n in numbers)
-    text += "0" * (-len(text) % 8)
-    return [int(text[i : i + 8], 2) for i in range(0, len(text), 8)]
-
-
-def bytes_of(numbers, dtype):
-    return torch.tensor(numbers, dtype=dtype).view(torch.uint8).tolist()
 
 
 def captured(folder, tokens=5, first_token=False, settings=None, log_probs=None):
@@ -52,15 +43,6 @@ def captured(folder, tokens=5, first_token=False, settings=None, log_probs=None)
         pq.write_table(table, folder / f"data_{number}.parquet")
         texts.append(ids)
     return texts
-
-
-SCHEMA = pa.schema(
-    [
-        ("input_ids", pa.list_(pa.uint64())),
-        ("compressed_logprobs", pa.list_(pa.list_(pa.uint8()))),
-        ("bytepacked_indices", pa.list_(pa.list_(pa.uint8()))),
-    ]
-)
 
 
 @pytest.mark.parametrize("first_token", [False, True])
@@ -131,6 +113,12 @@ def test_the_whole_vocabulary_has_no_rest():
     sketch = how.sketch(log_p.view(torch.uint8), ids)
     assert isinstance(sketch, Sketch)
     torch.testing.assert_close(sketch.expand()[:, [2, 0, 3, 1]], log_p, atol=1e-6, rtol=0)
+    assert torch.isneginf(sketch.log_tail).all()
+    short = how.sketch((log_p - 1e-3).view(torch.uint8), ids)  # rounded down: still nothing is left
+    assert torch.isneginf(short.log_tail).all()
+    student = torch.randn(3, 4, requires_grad=True)
+    expected = kl(student, log_p[:, [1, 3, 0, 2]])
+    torch.testing.assert_close(sketched.kl(student, sketch), expected, atol=1e-6, rtol=1e-5)
 
 
 def test_refused(tmp_path):

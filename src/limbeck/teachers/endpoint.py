@@ -224,14 +224,6 @@ class Endpoint(AnswersOnly):
         """The sentence for somebody who reads another signal."""
         return f"an endpoint gives 'logits' and nothing else, no '{name}'. Use the model itself: teacher=PATH"
 
-    def parameters_count(self) -> int:
-        """Not known; 0."""
-        return 0
-
-    def bytes_count(self) -> int:
-        """Not known; 0."""
-        return 0
-
     def fingerprint(self) -> str:
         """Of what is asked of whom; its weights are not known."""
         return key_of(model=self.server.model, prompt=self.prompt, labels=self.labels, top_logprobs=self.top)[:16]

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -103,6 +103,8 @@ class Settings(BaseModel):
 
     def log_probs(self, packed: UInt8[Tensor, "tokens bytes"]) -> Float[Tensor, "tokens k"]:
         """Their log-probabilities, as they were stored."""
+        if not len(packed):
+            return torch.zeros(0, self.k)
         exact, rest = _values(packed, self.exact_dtype, self.exact_k)
         fitted = torch.zeros(len(packed), self.k - self.exact_k)
         if self.polynomial_terms:
@@ -127,6 +129,9 @@ class Settings(BaseModel):
         most = 1.0 if self.k >= self.d else 1.0 - LEAST
         found = torch.where(mass > most, found - mass.log() + math.log(most), found)
         rest = torch.log1p(-mass.clamp(max=most)).squeeze(-1)
+        rest = rest.masked_fill(
+            torch.isfinite(found).sum(-1) >= self.d, -math.inf
+        )  # nothing is left, whatever rounding says
         return Sketch(classes, found.float(), rest.float(), self.d)
 
     def _terms(self) -> Float[Tensor, "t terms"]:
@@ -135,6 +140,14 @@ class Settings(BaseModel):
         t = torch.linspace(0, 1, count, dtype=dtype) if self.normalize_t else torch.arange(count, dtype=dtype)
         powers = [t**term if isinstance(term, int) else getattr(torch, term)(t) for term in self.polynomial_terms or ()]
         return torch.stack(powers, -1)
+
+
+class Text(NamedTuple):
+    """A captured text: its tokens, and the bytes about its second token and on."""
+
+    input_ids: Int64[Tensor, "length"]
+    log_probs: UInt8[Tensor, "tokens bytes"]
+    ids: UInt8[Tensor, "tokens bytes"]
 
 
 def read(
@@ -148,23 +161,47 @@ def read(
     Raises:
         RecipeError: no files, no settings, other columns, or bytes that do not fit the settings.
     """
-    try:
-        import pyarrow.parquet as pq
-    except ModuleNotFoundError as error:
-        raise RecipeError("Parquet files need the package pyarrow: pip install pyarrow") from error
+    how = settings_of(folder, settings)
+    for text in texts(folder, how):
+        yield text.input_ids, how.sketch(text.log_probs, text.ids)
+
+
+def files_of(folder: str | Path) -> list[Path]:
+    """The Parquet files of a capture, in order.
+
+    Raises:
+        RecipeError: there are none.
+    """
     place = Path(folder)
     files = sorted(place.glob("*.parquet"), key=lambda p: (len(p.name), p.name)) if place.is_dir() else [place]
     if not files or not files[0].is_file():
         raise RecipeError(f"{place} holds no Parquet files.")
-    if settings is None:
-        beside = files[0].parent / SETTINGS
-        if not beside.is_file():
-            raise RecipeError(
-                f"{beside} is not there, so how the logits were packed is not known. Give settings={{d: ..., k: ...}}."
-            )
-        settings = beside  # type: ignore[assignment]
-    how = settings if isinstance(settings, Settings) else Settings.of(settings)  # type: ignore[arg-type]
-    for file in files:
+    return files
+
+
+def settings_of(folder: str | Path, settings: Settings | Mapping[str, Any] | None = None) -> Settings:
+    """The settings that are given, or those beside the files.
+
+    Raises:
+        RecipeError: there are none, or they are not such.
+    """
+    if settings is not None:
+        return settings if isinstance(settings, Settings) else Settings.of(settings)
+    beside = files_of(folder)[0].parent / SETTINGS
+    if not beside.is_file():
+        raise RecipeError(
+            f"{beside} is not there, so how the logits were packed is not known. Give settings={{d: ..., k: ...}}."
+        )
+    return Settings.of(beside)
+
+
+def texts(folder: str | Path, how: Settings) -> Iterator[Text]:
+    """Every text as it was captured."""
+    try:
+        import pyarrow.parquet as pq
+    except ModuleNotFoundError as error:
+        raise RecipeError("Parquet files need the package pyarrow: pip install pyarrow") from error
+    for file in files_of(folder):
         parquet = pq.ParquetFile(file)
         missing = {"input_ids", "compressed_logprobs", "bytepacked_indices"} - set(parquet.schema_arrow.names)
         if missing:
@@ -176,10 +213,10 @@ def read(
                 yield _text(row, how, file)
 
 
-def _text(row: Mapping[str, Any], how: Settings, file: Path) -> tuple[Tensor, Sketch]:
+def _text(row: Mapping[str, Any], how: Settings, file: Path) -> Text:
     input_ids = torch.tensor(row["input_ids"], dtype=torch.int64)
-    log_probs, ids = (_bytes(row[name]) for name in ("compressed_logprobs", "bytepacked_indices"))
     needed = how.log_probs_bytes, how.ids_bytes
+    log_probs, ids = map(_bytes, (row["compressed_logprobs"], row["bytepacked_indices"]), needed)
     if len(log_probs) and (log_probs.shape[1], ids.shape[1]) != needed:
         raise RecipeError(
             f"{file}: a token takes {log_probs.shape[1]} and {ids.shape[1]} bytes, and the settings say {needed[0]} and {needed[1]}. "
@@ -187,7 +224,7 @@ def _text(row: Mapping[str, Any], how: Settings, file: Path) -> tuple[Tensor, Sk
         )
     if len(log_probs) not in (len(input_ids), len(input_ids) - 1) or len(ids) != len(log_probs):
         raise RecipeError(f"{file}: a text of {len(input_ids)} tokens has logits of {len(log_probs)}.")
-    return input_ids, how.sketch(log_probs[: len(input_ids) - 1], ids[: len(input_ids) - 1])
+    return Text(input_ids, log_probs[: len(input_ids) - 1], ids[: len(input_ids) - 1])
 
 
 def _size(dtype: str) -> int:
@@ -195,8 +232,9 @@ def _size(dtype: str) -> int:
     return kind.itemsize
 
 
-def _bytes(lists: Sequence[Sequence[int]]) -> UInt8[Tensor, "tokens bytes"]:
-    return torch.from_numpy(np.array(lists, dtype=np.uint8).reshape(len(lists), -1))
+def _bytes(lists: Sequence[Sequence[int]], size: int) -> UInt8[Tensor, "tokens bytes"]:
+    """So many bytes for each token, or as many as there are; a text of one token has none."""
+    return torch.from_numpy(np.array(lists, dtype=np.uint8).reshape(len(lists), -1 if lists else size))
 
 
 def _values(packed: Tensor, dtype: str, count: int) -> tuple[Float[Tensor, "tokens count"], Tensor]:
