@@ -1,16 +1,19 @@
 """MLCM: pairs inside segments, anchors at their ends, exact students, the walk of the teacher, own samples, stages, a run without data."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 import torch
 from harness import survives
-from points import network, settled, situation
+from points import in_double, network, settled, situation
 from trajectories import Ends, instead, play, run
 
 from limbeck.diffusion.boundary import jump, landing
 from limbeck.diffusion.network import Conditional
 from limbeck.diffusion.noise import wide
 from limbeck.errors import RecipeError
-from limbeck.methods.mlcm import MLCM, Matching, Milestones, Segments
+from limbeck.methods.mlcm import MLCM, Matching, Milestones, Rewarding, Segments
 from limbeck.models.toy import Mixture
 
 MEAN, STD = 0.7, 0.4
@@ -74,6 +77,31 @@ def test_a_skip_to_the_end_of_the_segment_is_taught_the_teachers_own_point():
     x_s = method.walked(drawn["x"], drawn["time"], drawn["end"], 1, drawn)
     found = jump(lambda x, t: method.own(x, t, drawn), drawn["x"], drawn["time"], drawn["end"], method.noise)
     torch.testing.assert_close(method.loss(drawn).total(), ((found - x_s) ** 2).mean())
+
+
+@pytest.mark.parametrize("kind", [Segments, Milestones])
+def test_a_teacher_of_trained_steps_is_asked_at_these_alone(kind):
+    method, batch = exactly(kind, noise="vp", segments=4, walk=7)
+    asked, plain = [], method.taught
+    method.taught = lambda x, t, b: asked.append(t) or plain(x, t, b)
+    method.loss(at(method, 0, batch))
+    times = torch.cat(asked)
+    assert torch.equal(times, times.round())
+    assert times.min() >= 1
+
+
+@pytest.mark.parametrize("kind", [Segments, Milestones])
+@pytest.mark.parametrize("noise", ["flow", "ve"])
+def test_a_student_of_the_exact_flow_loses_nothing(kind, noise):
+    """A teacher who knows one point: its flow is a straight line, which DDIM follows exactly; so does the student who knows it too."""
+    with in_double():
+        point = Mixture([[0.5, -0.25]], 0.0, noise=noise)
+        where = situation(point, student=network(noise, "x0", classes=None))
+        method = kind(segments=4)
+        batch = settled(method, where)
+        instead(method.generator, Mixture([[0.5, -0.25]], 0.0, noise=noise))
+        for step in range(4):
+            assert method.loss(at(method, step, batch)).total().item() == pytest.approx(0, abs=1e-20)
 
 
 def test_an_exact_student_loses_the_error_of_the_teachers_step_alone():
@@ -152,6 +180,72 @@ def test_matching_begins_at_the_students_own_samples_which_are_real_to_the_judge
         assert set(t.tolist()) <= {1.0, 0.75, 0.5, 0.25}
 
 
+SCORES = torch.tensor([[2.0, -1.0], [0.5, 3.0]], dtype=torch.float64)
+
+
+def liked(samples, batch):
+    """A linear taste: [batch]."""
+    return samples @ SCORES[0].to(samples)
+
+
+def liked_and_not(samples, batch):
+    """What is wanted, and what is not: [batch, 2]."""
+    return samples @ SCORES.T.to(samples)
+
+
+def indifferent(samples, batch):
+    """No gradient."""
+    return samples.sum(1).detach()
+
+
+def mean_of_all(samples, batch):
+    """No number per sample."""
+    return samples.mean()
+
+
+@pytest.mark.parametrize("taste", ["liked", "liked_and_not"])
+def test_the_reward_stage_is_two_hinges_with_a_gradient_through_the_sample(taste):
+    """max(0, wanted - s) + max(0, s'), at x0 = f(x_t, t): the gradient on x0 is -w where s < wanted, and + w' where s' > 0, over the batch."""
+    with in_double():
+        where = situation(student=network())
+        method = Rewarding(reward=f"{__name__}:{taste}", wanted=0.4, guidance=1.0, segments=4, sampling_steps=2)
+        batch = settled(method, where)
+        (update,) = play(method, batch)
+        drawn = dict(update.batch)
+        assert set(drawn["time"].tolist()) <= {1.0, 0.75, 0.5, 0.25}
+        x0 = torch.randn(8, 2, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        method.own = lambda x, t, b: SimpleNamespace(x0=x0)
+        loss = method.loss(drawn)
+        loss.total().backward()
+        wanted, unwanted = (x0 @ SCORES.T).detach().unbind(1)
+        value, gradient = (0.4 - wanted).relu(), (wanted < 0.4)[:, None] * -SCORES[0]
+        if taste == "liked_and_not":
+            value, gradient = value + unwanted.relu(), gradient + (unwanted > 0)[:, None] * SCORES[1]
+        assert 0 < int((wanted < 0.4).sum()) < 8
+        torch.testing.assert_close(loss.total(), value.mean())
+        torch.testing.assert_close(x0.grad, gradient / 8)
+
+
+def test_a_reward_reaches_the_student_alone_and_through_what_is_decoded():
+    where = situation()
+    method = Rewarding(reward=f"{__name__}:liked", guidance=1.0, segments=2)
+    batch = settled(method, where)
+    where.student.model.decoded = lambda x: 3 * x
+    (update,) = play(method, batch)
+    drawn = dict(update.batch)
+    x0 = method.own(drawn["x"], drawn["time"], drawn).x0
+    torch.testing.assert_close(method.loss(drawn).total(), (16 - 3 * x0 @ SCORES[0].float()).relu().mean())
+    method.loss(drawn).total().backward()
+    assert where.student.model.output.weight.grad.abs().max() > 0
+    assert "judge_of" not in dict(method.named_modules())
+
+
+@pytest.mark.parametrize(("taste", "match"), [("indifferent", "without a gradient"), ("mean_of_all", "one number per sample")])  # fmt: skip
+def test_a_reward_that_teaches_nothing_is_refused_before_the_first_step(taste, match):
+    with pytest.raises(RecipeError, match=match):
+        settled(Rewarding(reward=f"{__name__}:{taste}", segments=2), situation())
+
+
 def test_the_stages_follow_each_other_and_survive_a_kill(tmp_path):
     def build():
         return MLCM(segments=2, sampling_steps=2, guidance=1.5, walk=1, matching={"steps": 1}), situation(epochs=1)
@@ -161,6 +255,10 @@ def test_the_stages_follow_each_other_and_survive_a_kill(tmp_path):
     assert course.results[2].steps == 1
     names = [stage.name for stage in MLCM(milestones={"epochs": 0}).stages()]
     assert names == ["segments"]
+    whole = list(MLCM(reward="a:b", wanted=3.0, distance="huber", matching={"epochs": 1}).stages())
+    assert [stage.name for stage in whole] == ["segments", "milestones", "rewarding", "matching"]
+    assert whole[2].method.wanted == 3.0
+    assert all(stage.method.distance == "huber" for stage in whole)
     with pytest.raises(RecipeError, match="divisor"):
         list(MLCM(segments=8, sampling_steps=3).stages())
 
@@ -180,5 +278,10 @@ def test_conditions_are_all_the_data_it_needs():
 
 def test_a_run(tmp_path):
     method = {"use": "mlcm", "segments": 2, "sampling_steps": 2, "guidance": 1.5, "milestones": {"steps": 1}}
-    result, _ = run(method, tmp_path / "run")
+    method |= {"reward": f"{__name__}:liked_and_not", "wanted": 4, "rewarding": {"steps": 2}, "matching": {"steps": 1}}
+    result, made = run(method, tmp_path / "run")
     assert result["student"]["figures"]["evaluations"] == 2
+    terms = {
+        n for line in (made.folder / "log.jsonl").read_text().splitlines() for n in json.loads(line).get("terms", ())
+    }
+    assert {"segments", "milestones", "reward", "unwanted", "matching", "denoising"} <= terms

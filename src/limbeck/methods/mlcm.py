@@ -49,7 +49,8 @@ class OwnStates(DiffusionMethod):
 
     def walked(self, x: Values, t: Times, s: Times, steps: int, batch: Batch) -> Values:
         """The teacher's DDIM steps from t to s, evenly spread over the shares."""
-        shares = [torch.lerp(self.noise.share(t), self.noise.share(s), i / steps) for i in range(1, steps)]
+        u, v = self.noise.share(t), self.noise.share(s)
+        shares = [u + (v - u) * (i / steps) for i in range(1, steps)]
         for here, there in pairwise([t, *(self.noise.nearest(self.noise.at(share)) for share in shares), s]):
             x = ddim(x, self.taught(x, here, batch), self.noise, here, there)
         return x
