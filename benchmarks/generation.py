@@ -138,7 +138,7 @@ BEDS = {
         base={"steps": 8000, "batch_size": 64, "lr": 1e-3, "precision": "bf16", **PLAIN},
         train={"batch_size": 64, "precision": "bf16", **PLAIN},
         rates=(2e-5, 1e-4, 5e-4),
-        cpu_seconds=30.0,
+        cpu_seconds=20.0,
         count=1437,
         steps=(1, 4),
     ),
@@ -149,7 +149,7 @@ BEDS = {
         base={"steps": 5000, "batch_size": 64, "lr": 1e-3, "precision": "bf16", **PLAIN},
         train={"batch_size": 32, "precision": "bf16", **PLAIN},
         rates=(),
-        cpu_seconds=45.0,
+        cpu_seconds=30.0,
         count=2000,
         steps=(1, 4),
         without=("dmd2, a critic step each", "scott without GAN"),
@@ -373,9 +373,12 @@ class Bench:
         return found | {"conditional_accuracy": generation.conditional_accuracy(ours["logits"], label)}
 
     def rates(self, name: str) -> dict[str, float]:
-        """Which learning rate each number of steps takes."""
-        chosen = {}
+        """Which learning rate each number of steps takes; what is in rates.json is not tried again."""
+        file = self.folder / "rates.json"
+        chosen = json.loads(file.read_text()).get(name, {}) if file.exists() else {}
         for steps in self.trained_for(name):
+            if str(steps) in chosen:
+                continue
             if not self.bed.rates:
                 other = json.loads((self.folder.parent / "digits" / "rates.json").read_text())
                 chosen[str(steps)] = other[name][str(steps)]
@@ -395,10 +398,11 @@ class Bench:
 
     def all(self, seeds: list[int]) -> dict[str, Any]:
         """The evidence: references, and every arm at every number of steps."""
-        rates, arms = {}, []
+        file, arms = self.folder / "rates.json", []
+        rates = json.loads(file.read_text()) if file.exists() else {}
         for name in self.bed.arms:
             rates[name] = self.rates(name)
-            (self.folder / "rates.json").write_text(json.dumps(rates, indent=1))
+            file.write_text(json.dumps(rates, indent=1))
         for seed in seeds:
             for name in self.bed.arms:
                 for steps in self.trained_for(name):
