@@ -2,12 +2,13 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from harness import fresh, steps, survives
-from points import descend, network, same, settled, situation
+from points import descend, in_double, network, same, settled, situation
 
 from limbeck.engine.course import Course, settle
 from limbeck.errors import RecipeError
@@ -98,6 +99,39 @@ def test_a_step_too_far_from_the_reference_and_a_tie_teach_nothing(change, moves
         batch["better"] = torch.zeros(8)
     method.online_loss(batch).total().backward()
     assert (where.student.model.output.bias.grad.abs().max() > 0).item() is moves
+
+
+@pytest.mark.parametrize("better", [1.0, -1.0, 0.0])
+def test_at_the_start_the_gradient_is_half_beta_times_the_preference(better):
+    """d L / d rho_0 = -beta y / 2 = -d L / d rho_1, and d rho / d x0 = alpha_s (x_s - alpha_s x0) / sigma_s^2 over the dimensions."""
+    with in_double():
+        _, method, batch = first_update(sampling_steps=4, beta=7.0)
+        batch["better"] = torch.full((8,), better)
+        s = batch["after"].double()[:, None]
+        answers = [torch.randn(8, 2, requires_grad=True) for _ in (0, 1)]
+
+        def say(x, t, given):
+            i = int(torch.equal(x, batch["x_1"]))
+            return SimpleNamespace(x0=answers[i])
+
+        method.generator, method.reference = say, say
+        loss = method.online_loss(batch).total()
+        assert loss.item() == pytest.approx(math.log(2), rel=1e-12)
+        method.reference = lambda x, t, given: SimpleNamespace(x0=say(x, t, given).x0.detach())  # which does not learn
+        found = torch.autograd.grad(method.online_loss(batch).total(), answers)
+        for i, sign in ((0, 1.0), (1, -1.0)):
+            slope = (1 - s) * (batch[f"next_{i}"] - (1 - s) * answers[i]) / s**2 / 2
+            torch.testing.assert_close(found[i], (-7.0 * better / 2 * sign * slope / 8).detach(), rtol=1e-6, atol=1e-9)
+
+
+def test_a_reward_that_is_no_number_per_sample_is_refused_before_the_first_step():
+    with pytest.raises(RecipeError, match=r"of_all. gave a Tensor \[\] for 16 samples"):
+        settle(PSO(reward=f"{__name__}:of_all", sampling_steps=2), distilled())
+
+
+def of_all(samples, batch):
+    """One number for all."""
+    return samples.mean()
 
 
 @pytest.mark.parametrize("form", ["ratio", "hinge"])

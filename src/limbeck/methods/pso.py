@@ -14,6 +14,7 @@ from limbeck.diffusion.denoiser import Denoiser
 from limbeck.diffusion.method import DiffusionMethod, PerSample, Values
 from limbeck.diffusion.noise import wide
 from limbeck.diffusion.preference import dominates, log_density, scored
+from limbeck.engine.pieces import rows
 from limbeck.errors import RecipeError
 from limbeck.losses.scores import Weighting
 from limbeck.method import Batch, Card, Outcome, Play, Progress, Update
@@ -60,11 +61,16 @@ class PSO(DiffusionMethod):
 
     def setup(self) -> None:
         super().setup()
-        self.judge_of: Any = import_from(self.reward, "method.reward") if self.reward else None
-        if self.reward and self.sampling_steps == 1:
+        if not self.reward:
+            return
+        if self.sampling_steps == 1:
             raise RecipeError(
                 "with a reward pso learns from all steps but the last, and there is only one. Set method.sampling_steps to 2 or more."
             )
+        object.__setattr__(self, "judge_of", import_from(self.reward, "method.reward"))  # no part of the method
+        batch = self.shown(self.example())
+        x = torch.zeros(rows(batch), *self.fresh_shape(batch), device=self._device(batch))
+        scored(self.judge_of, self.generator.model.decoded(x), batch)
 
     def learn(self, batch: Batch, progress: Progress) -> Generator[Update, Outcome, None]:
         batch = self.begin(batch)
