@@ -3,12 +3,15 @@
 import pytest
 import torch
 from points import mixture, network, settled, situation
+from trajectories import instead
 
 from limbeck.actors import Student, Teacher
 from limbeck.diffusion.method import DiffusionMethod
 from limbeck.diffusion.network import Plain
 from limbeck.engine.course import settle
 from limbeck.errors import RecipeError
+from limbeck.methods.denoise import Denoising
+from limbeck.teachers import Mixture as Several
 
 
 class Bare(DiffusionMethod):
@@ -123,3 +126,93 @@ def test_every_generators_card_says_how_it_is_played():
     for name, card in listed.items():
         assert card.play is not None, name
         assert all((card.play.sampled, card.play.loss, card.play.trains, card.play.begins)), name
+
+
+class Bursting(torch.nn.Module):
+    """Says nothing that is a number below a time."""
+
+    def __init__(self, below=0.6):
+        super().__init__()
+        self.below, self.gain = below, torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, x, time):
+        return self.gain * x / (time[:, None] > self.below)
+
+
+def bursting(below=0.6):
+    made = Plain(Bursting(below), "flow", "velocity", shape=[2])
+    made.whose = "student"
+    return made
+
+
+@pytest.mark.parametrize("solver", ["renoise", "ddim", "heun"])
+def test_a_rollout_that_is_not_finite_says_which_training_step_which_step_of_the_sampler_and_whose(solver):
+    where, method = (
+        situation(mixture(classes=False), student=network(classes=None)),
+        Bare(sampling_steps=4, solver=solver),
+    )
+    batch = settled(method, where)
+    instead(method.generator, bursting())
+    object.__setattr__(method, "progress", type(method.progress)(step=7))
+    step = "step 3 of 3 .time 0.5." if solver != "heun" else "step 2 of 3 .time 0.75."  # which asks one step ahead
+    with pytest.raises(
+        FloatingPointError,
+        match=f"training step 7, before the updates of student: sampling {step}, the student .Plain.",
+    ):
+        method.inputs(batch, place=3)
+    assert torch.isfinite(method.inputs(batch, place=1)["input"]).all()
+
+
+def test_samples_that_are_not_finite_are_said_with_their_rows():
+    where, method = situation(mixture(classes=False), student=network(classes=None)), Bare(sampling_steps=4)
+    batch = settled(method, where)
+    instead(method.generator, bursting())
+    batch |= {"input": torch.ones(8, 2), "start": torch.tensor([1.0, 0.5, 0.75, 0.25, 1.0, 1.0, 0.75, 0.5])}
+    expected = "training step 0, .* the student .Plain. from time 0.25, 0.5 are not finite in 3 of 8 rows; its input was finite"
+    with pytest.raises(FloatingPointError, match=expected):
+        method.made(batch)
+    fine = batch | {"start": torch.ones(8)}
+    assert torch.equal(method.made(fine), method.generated(fine))
+
+
+@pytest.mark.parametrize("solver", ["renoise", "ddim", "heun"])
+def test_a_rollout_is_that_of_the_sampler(solver):
+    """What `inputs` comes to at a place is the state of `generate` there, with the same draws."""
+    where, method = situation(), Bare(sampling_steps=4, solver=solver)
+    batch, draws, states = settled(method, where), [], []
+    plain = method.fresh
+    method.fresh = lambda b: draws.append(plain(b)) or draws[-1]
+    found = method.inputs(batch, place=2)["input"]
+    later = iter(draws[1:] + [torch.zeros(8, 2)] * 4)
+    how = {"fresh": lambda step: next(later), "watch": lambda x, said, to: states.append(to)}
+    where.student.model.generate(draws[0], {"condition": batch["label"]}, **how)
+    torch.testing.assert_close(found, states[1])
+
+
+def test_a_teacher_that_says_no_numbers_is_found_before_the_first_step():
+    teacher = network()
+    with torch.no_grad():
+        teacher.output.weight.fill_(torch.inf)
+    with pytest.raises(
+        FloatingPointError, match="step 1 of 20 .time 1., the teacher .PointDenoiser.: its velocity is not finite"
+    ):
+        settle(Bare(), situation(teacher))
+
+
+def test_guidance_of_no_teacher_is_refused():
+    with pytest.raises(RecipeError, match="there is no teacher"):
+        settle(Denoising(guidance=2.0), situation(teacher=False))
+
+
+def test_several_teachers_are_refused_where_one_is_asked():
+    where = situation()
+    where.teacher = Several({"ink": Teacher(mixture()), "oil": Teacher(mixture())})
+    where.teacher.look_at(["x", "label", "id"])
+    with pytest.raises(RecipeError, match="learns from one teacher, and there are 2: ink, oil.*method=dmm"):
+        settle(Bare(), where)
+    where.teacher = Several({"ink": Teacher(mixture())})
+    where.teacher.look_at(["x", "label", "id"])
+    method = Bare()
+    settle(method, where)
+    assert list(method.references) == ["ink"]
+    assert method.reference.model is where.teacher.members["ink"].model

@@ -95,6 +95,35 @@ def test_evaluations_are_those_of_both():
     assert Begun(steps=4, solver="renoise", switch=4, taken=20, base_guidance=1.0).evaluations == 20
 
 
+@pytest.mark.parametrize("noise", ["flow", "vp", "ve"])
+@pytest.mark.parametrize("switch", [1, 2, 3])
+def test_evaluations_are_the_calls_that_are_made(noise, switch):
+    """Also where a grid of times is not evenly spread (ve)."""
+    where = situation(student=network(noise, "x0"))
+    where.teacher = Teacher(FORMULA["model"], args=FORMULA["args"] | {"noise": noise})
+    where.teacher.look_at(["x", "label", "id"])
+    sample_with(where.student.model, steps=4, solver="renoise")
+    settle(Diversity(base_steps=10, base_guidance=1.5, switch=switch), where)
+    model, calls = where.student.model, []
+    for network_ in (model, model.base):
+        plain = network_.predict
+        network_.predict = lambda *args, plain=plain, **given: calls.append(1) or plain(*args, **given)
+    model.generate(Z, LABEL)
+    assert len(calls) == model.sampling.evaluations
+
+
+def test_who_was_not_finite_is_said():
+    for broken, match in (
+        (False, r"step 1 of 3 .time 0.75., the student"),
+        (True, r"step 1 of 2 .time 1., the base model"),
+    ):
+        model, _ = combined("ddim", switch=1)
+        module = model.base if broken else model
+        module.predict = lambda x, t, **given: x / 0
+        with pytest.raises(FloatingPointError, match=match):
+            model.generate(Z, LABEL)
+
+
 def test_nothing_is_trained_and_the_base_is_the_teacher():
     teacher = network()
     where = situation(teacher, student=network())

@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 from harness import fresh, steps, survives
-from points import descend, network, points, same, situation
+from points import descend, in_double, network, points, same, situation
+from trajectories import play
 
 from limbeck.actors import Teacher
 from limbeck.engine.course import Course, settle
@@ -62,13 +63,18 @@ def ready(where, method, style):
     return batch | {"noise": method.fresh(batch), "time": method.drawn(batch)}
 
 
-def test_a_student_that_is_its_only_teacher_loses_nothing():
-    where = merging(["ink"])
-    where.student.model.load_state_dict(where.teacher.members["ink"].model.state_dict())
-    method = DMM()
-    loss = method.loss(ready(where, method, 0))
-    assert set(loss.parts) == {"merging", "features"}
-    assert loss.total().item() == pytest.approx(0, abs=1e-9)
+@pytest.mark.parametrize("drop", [0.0, 0.3])
+def test_a_student_that_is_its_only_teacher_loses_nothing(drop):
+    """K = 1, rows that begin at zero: whatever is dropped, both are asked the same."""
+    with in_double():
+        where = merging(["ink"])
+        where.student.model.load_state_dict(where.teacher.members["ink"].model.state_dict())
+        method = DMM(drop=drop)
+        settle(method, where)
+        (update,) = play(method, where.data.splits["train"].__getitems__(list(range(8))))
+        loss = method.loss(dict(update.batch))
+        assert set(loss.parts) == {"merging", "features"}
+        assert loss.total().item() == pytest.approx(0, abs=1e-30)
 
 
 def test_rows_of_other_teachers_have_no_gradient_and_other_teachers_are_not_heard():
@@ -96,3 +102,62 @@ def test_it_speaks_as_it_is_told_and_a_copy_is_shipped_with_that():
 
 def test_rows_survive_a_kill(tmp_path):
     survives(lambda: (DMM(), merging(optimizer="adamw", lr=1e-2, epochs=1)), tmp_path)
+
+
+def styled(style, labels=None):
+    """Two teachers, and a column of this kind."""
+    where = merging()
+    where.data.splits["train"].tensors["style"] = style
+    where.data.labels |= {} if labels is None else {"style": labels}
+    return where
+
+
+@pytest.mark.parametrize(
+    ("column", "style", "match"),
+    [
+        ("stile", torch.zeros(22, dtype=torch.int64), "'stile' is no column of the data. Did you mean 'style'.*0 ink, 1 oil"),
+        ("style", torch.arange(22) % 3, "goes from 0 to 2 in the split train, and there are 2 teachers.*0 ink, 1 oil"),
+        ("style", torch.arange(22) % 2 - 1, "goes from -1 to 0"),
+        ("style", torch.linspace(0, 1, 22), "one whole number per row"),
+        ("x", torch.zeros(22, dtype=torch.int64), "one whole number per row"),
+    ],
+    ids=["no column", "too high", "below zero", "no whole numbers", "points"],
+)  # fmt: skip
+def test_a_column_that_names_no_teacher_is_refused_before_the_first_step(column, style, match):
+    with pytest.raises(RecipeError, match=match):
+        settle(DMM(column=column), styled(style))
+
+
+def test_other_splits_are_looked_at_too_and_names_in_another_order_are_spoken_of():
+    where = styled(torch.arange(22) % 2)
+    where.data.splits["validation"].tensors["style"] = torch.full((22,), 5)
+    with pytest.raises(RecipeError, match="goes from 5 to 5 in the split validation"):
+        settle(DMM(column="style"), where)
+    with pytest.raises(RecipeError, match="counts oil, ink, and the teachers stand in the order ink, oil"):
+        settle(DMM(column="style"), styled(torch.arange(22) % 2, ["oil", "ink"]))
+    settle(DMM(column="style"), styled(torch.arange(22) % 2, ["ink", "oil"]))
+    settle(DMM(column="style"), styled(torch.arange(22).double() % 2))  # whole numbers, whatever they are kept in
+
+
+def test_a_row_of_no_teacher_that_could_not_be_looked_at_before_is_no_row_lost():
+    where, method = merging(), DMM(column="style")
+    batch = ready(where, method, 1)
+    batch["student.style"][3] = 2
+    with pytest.raises(RecipeError, match=r"holds \[1, 2\], and there are 2 teachers"):
+        method.loss(batch)
+
+
+def test_every_teacher_is_looked_at_and_measured_as_it_taught():
+    """A guided merge: all members know what to say without a condition, or it is refused; and each is sampled with its scale."""
+    where = merging()
+    settle(DMM(guidance=[1.0, 4.0]), where)
+    assert [m.model.sampling.guidance for m in where.teacher.members.values()] == [2.5, 2.5]
+    where = merging()
+    where.teacher.members["oil"].model.guidable = False
+    with pytest.raises(RecipeError, match="method.guidance=1"):
+        settle(DMM(guidance=2.0), where)
+    where = merging()
+    with torch.no_grad():
+        where.teacher.members["oil"].model.output.bias.fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match="the teacher oil .PointDenoiser.: its velocity is not finite"):
+        settle(DMM(), where)

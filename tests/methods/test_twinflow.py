@@ -3,7 +3,7 @@
 import pytest
 import torch
 from harness import survives
-from points import network, settled, situation
+from points import in_double, network, settled, situation
 from trajectories import instead, play, run
 
 from limbeck.actors import Student
@@ -87,40 +87,48 @@ def test_the_loss_is_the_papers_by_hand(teacher):
 
 def test_who_knows_one_point_loses_nothing():
     """U = z - x* along straight lines: the recursion, its residual, the twins' difference and the flow's error are all zero."""
-    point = torch.tensor([[0.5, -0.25]])
-    where = situation(teacher=False, student=network(classes=None))
-    method = TwinFlow()
-    settle(method, where)
-    exact = Mixture(point, 1e-6)
-    for denoiser in (method.generator, method.follower):
-        instead(denoiser, exact)
-    method.follow = lambda decay: None
-    batch = drawn(method, rows_of(where) | {"x": point.expand(8, 2)})
-    batch["time"] = batch["time"].clamp(min=0.1)
-    batch["to"] = batch["time"] * torch.linspace(0.0, 1.0, 8)
-    t, z = batch["time"], batch["z"]
-    x_t = method.noise.renoise(point.expand(8, 2), t, z)
-    v = method.velocity(x_t, t, batch)
-    torch.testing.assert_close(v, z - point, rtol=1e-4, atol=1e-5)
-    u = method.towards(x_t, t, batch["to"], batch)
-    assert method.residual(u, v, x_t, t, batch["to"], batch).abs().max() < 5e-3  # 100 times rounding
-    loss = method.loss(batch)
-    assert {name: (part.sum / part.count).item() for name, part in loss.parts.items()} == pytest.approx(
-        dict.fromkeys(("recursion", "flow", "one_step", "fake", "matching"), 0.0), abs=1e-4
-    )
+    with in_double():
+        point = torch.tensor([[0.5, -0.25]])
+        where = situation(teacher=False, student=network(classes=None))
+        method = TwinFlow()
+        settle(method, where)
+        for denoiser in (method.generator, method.follower):
+            instead(denoiser, Mixture(point, 0.0))
+        method.follow = lambda decay: None
+        batch = drawn(method, rows_of(where) | {"x": point.expand(8, 2)})
+        batch["time"] = batch["time"].clamp(min=0.1)
+        batch["to"] = batch["time"] * torch.linspace(0.0, 1.0, 8)
+        t, z = batch["time"], batch["z"]
+        x_t = method.noise.renoise(point.expand(8, 2), t, z)
+        v = method.velocity(x_t, t, batch)
+        torch.testing.assert_close(v, z - point, rtol=1e-12, atol=1e-13)
+        u = method.towards(x_t, t, batch["to"], batch)
+        assert method.residual(u, v, x_t, t, batch["to"], batch).abs().max() < 1e-10  # 100 times rounding
+        loss = method.loss(batch)
+        names = ("recursion", "flow", "one_step", "fake", "matching")
+        found = {name: (part.sum / part.count).item() for name, part in loss.parts.items()}
+        assert found == pytest.approx(dict.fromkeys(names, 0.0), abs=1e-20)
 
 
 def test_samples_and_noise_are_the_two_ends_of_a_line():
-    where, method = situation(teacher=False), TwinFlow()
-    batch = settled(method, where)
-    t, x = torch.rand(8).clamp(0.1, 0.9), torch.randn(8, 2)
-    u = method.towards(x, t, torch.zeros(8), batch)
-    ends = x - t[:, None] * u, x + (1 - t[:, None]) * u
-    torch.testing.assert_close(method.noise.renoise(ends[0], t, ends[1]), x)
+    """x - t U and x + (1 - t) U: x_t lies between them, and from either end and U the other comes back."""
+    with in_double():
+        where, method = situation(teacher=False, student=network()), TwinFlow()
+        batch = settled(method, where)
+        t, x = torch.rand(8).clamp(0.1, 0.9), torch.randn(8, 2)
+        u = method.towards(x, t, torch.zeros(8), batch)
+        data, noise = x - t[:, None] * u, x + (1 - t[:, None]) * u
+        torch.testing.assert_close(method.noise.renoise(data, t, noise), x, rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(noise - data, u, rtol=1e-12, atol=1e-13)
 
 
 def test_the_gradient_of_matching_on_the_sample_is_twice_the_twins_difference():
-    where, method = situation(teacher=False), TwinFlow()
+    with in_double():
+        the_gradient_of_matching()
+
+
+def the_gradient_of_matching():
+    where, method = situation(teacher=False, student=network()), TwinFlow()
     settle(method, where)
     hears(where.student.model)
     batch = drawn(method, rows_of(where))
@@ -138,7 +146,7 @@ def test_the_gradient_of_matching_on_the_sample_is_twice_the_twins_difference():
     x_s = method.noise.renoise(batch["z"] - kept["y"].detach(), s, batch["matching_noise"])
     d = plain(x_s, s, -s, batch) - plain(x_s, s, s, batch)
     assert d.abs().max() > 0
-    torch.testing.assert_close(found, (2 * d / d.numel()).detach())
+    torch.testing.assert_close(found, (2 * d / d.numel()).detach(), rtol=1e-12, atol=1e-15)
 
 
 def test_who_does_not_hear_the_sign_has_no_twin():

@@ -19,7 +19,9 @@ from limbeck import randomness
 from limbeck.actors import Actor
 from limbeck.diffusion.denoiser import Denoiser, copied, with_lora
 from limbeck.diffusion.discriminator import Discriminator
+from limbeck.diffusion.encoded import refuse_others
 from limbeck.diffusion.guidance import GuidanceOption
+from limbeck.diffusion.network import DiffusionNetwork
 from limbeck.diffusion.noise import Noise, refuse_uncovered
 from limbeck.diffusion.predictors import Prediction
 from limbeck.diffusion.solvers import sample
@@ -60,14 +62,23 @@ class DiffusionMethod(Method):
     times: TimesOption = Uniform(low=0.02, high=0.98)
     weighting: Weighting = "head"
 
+    def prepare(self) -> None:
+        members = self.teacher.members if self.teacher is not None else {}  # type: ignore[redundant-expr]
+        named = {f"teacher {name}" if len(members) > 1 else "teacher": member for name, member in members.items()}
+        for name, actor in {"student": self.student, **named}.items():
+            if isinstance(actor.model, DiffusionNetwork):
+                actor.model.whose = name
+
     def setup(self) -> None:
         self.generator = Denoiser(self.student)
-        self.generator.model.whose = "student"
         self.noise: Noise = self.generator.noise
         self.grid = self.noise.grid(self.sampling_steps, self.start)
         self.references = self._asked()
         self.reference = next(iter(self.references.values()), None)
+        self._alike = self.reference is not None and self.generator.understands_as(self.reference)
         self._refuse()
+        if self.data.encoded is not None:
+            refuse_others(self.data.encoded, self.student, *(who.actor for who in self.references.values()))
         self._look_at_data()
         operate(self.student.source, "limbeck.diffusion.network:sample_with", self.sampling())
         for who in self.references.values() if not self.guidance.none else ():  # teachers are measured as they taught
@@ -145,15 +156,21 @@ class DiffusionMethod(Method):
         return batch
 
     def shown(self, batch: Batch) -> Batch:
-        """The batch with `x0` (data as they are denoised, where there are any) and conditions."""
+        """The batch with `x0` (data as they are denoised, where there are any) and conditions, encoded here or before (`data.encoded`)."""
+        stored = self.data.encoded
+        columns = self.encoded(batch) if stored is None else dict(stored(batch))
+        if self._alike:
+            columns |= {f"teacher.{name}": value for name, value in self.given(columns, "student").items()}
+        return batch | columns
+
+    def encoded(self, batch: Batch) -> Batch:
+        """The columns that `shown` adds, but for conditions of the teacher that are the student's."""
         x0, given = self.generator.shown(batch)
-        columns = {f"student.{name}": value for name, value in given.items()}
-        if self.reference is not None:
+        columns = {f"student.{name}": value for name, value in given.items()} | ({} if x0 is None else {"x0": x0})
+        if self.reference is not None and not self._alike:
             theirs = self.reference.shown(batch, data=False)[1]
             columns |= {f"teacher.{name}": value for name, value in theirs.items()}
-        if x0 is not None:
-            columns["x0"] = x0
-        return batch | columns
+        return columns
 
     def selection(self, batch: Batch) -> Loss:
         """How well the student denoises, at times and with noise that a row's number alone decides."""
@@ -282,10 +299,7 @@ class DiffusionMethod(Method):
                 f"{name_of(type(self))} learns from one teacher, and there are {len(members)}: {', '.join(members)}. Give one of them, or let "
                 "method=dmm make one of them first."
             )
-        found = {name: Denoiser(member, self.noise) for name, member in members.items()}
-        for name, who in found.items():
-            who.model.whose = "teacher" if len(found) == 1 else f"teacher {name}"
-        return found
+        return {name: Denoiser(member, self.noise) for name, member in members.items()}
 
     @torch.no_grad()
     def _look_at_data(self) -> None:
@@ -303,14 +317,9 @@ class DiffusionMethod(Method):
             self._listen_to(who, self.noise.sigma(t[:1]) * z, z, t, batch)
 
     def _listen_to(self, who: Denoiser, x: Values, z: Values, t: PerSample, batch: Batch) -> None:
-        """What a teacher says of noise alone: not finite is refused, like another head is spoken of."""
+        """A teacher whose answers to noise alone look like another head's is spoken of."""
         said = who(x, t, who.shown(batch, data=False)[1])
         head, called = said.head, who.model.called
-        if not torch.isfinite(said.value).all():
-            raise RecipeError(
-                f"{called} is shown noise alone at time {float(t[0]):.4g}, where the student begins, and its {head} is not finite. If its weights are "
-                "in half precision, give it in full (teacher.dtype=fp32)."
-            )
         alike = float(torch.corrcoef(torch.stack([said.value.flatten(), z.flatten()]))[0, 1])
         if (head == "epsilon" and alike < 0.3) or (head in ("v", "x0") and alike > 0.9):
             other = "v or x0" if head == "epsilon" else "epsilon"

@@ -59,6 +59,7 @@ class DMM(DiffusionMethod):
     place: str | None = None
 
     def prepare(self) -> None:
+        super().prepare()
         actors: list[Actor] = [self.student, *self.teacher.members.values()]
         middle: str | None = getattr(self.student.model, "middle", None)
         shared = [middle] if middle and all(middle in dict(a.model.named_modules()) for a in actors) else []
