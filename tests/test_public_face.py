@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import limbeck
-from limbeck import Recipe, RecipeError, Run, Student, Teacher
+from limbeck import Recipe, RecipeError, Run, Student, Teacher, environment
 
 ROOT = Path(__file__).parents[1]
 NAMES = [
@@ -51,6 +51,15 @@ def test_the_version_is_that_of_the_package():
         assert limbeck.__version__ == importlib.metadata.version("limbeck")
     except importlib.metadata.PackageNotFoundError:
         assert limbeck.__version__ == written
+
+
+def test_every_extra_is_shown_by_inspect_and_named_in_the_readme():
+    offered = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    offered = {extra: needs for extra, needs in offered.items() if extra not in ("test", "maintainer")}
+    names = {extra: tuple(re.match(r"[\w-]+", need)[0] for need in needs) for extra, needs in offered.items()}
+    assert names == environment.EXTRAS
+    (listed,) = re.findall(r"pip install 'limbeck\[(.*?)\]'", (ROOT / "README.md").read_text())
+    assert set(listed.split(",")) == offered.keys()
 
 
 def test_the_import_costs_next_to_nothing():

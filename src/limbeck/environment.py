@@ -14,7 +14,10 @@ import torch
 from limbeck import __version__
 
 EXTRAS = {
-    "text": ("transformers",),
+    "text": ("transformers", "jinja2"),
+    "lora": ("peft",),
+    "endpoint": ("openai", "tenacity"),
+    "diffusion": ("diffusers", "transformers", "peft"),
     "data": ("datasets", "pyarrow"),
     "search": ("optuna",),
     "export": ("onnx", "onnxscript", "onnxruntime", "torchao", "huggingface_hub"),
@@ -23,6 +26,7 @@ EXTRAS = {
     "conflict": ("torchjd",),
     "track": ("tensorboard",),
 }
+"""What pyproject.toml offers beside the core, with the packages that each brings."""
 SHOWN = ("torch", "accelerate", "safetensors", "pydantic", "numpy", "scikit-learn", "torchmetrics")
 
 
