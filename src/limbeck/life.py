@@ -26,6 +26,8 @@ from limbeck.engine.stepper import NonFiniteError
 from limbeck.engine.trainer import Observer, Situation, Stopped
 from limbeck.errors import RecipeError
 from limbeck.evaluation import requirements, samples
+from limbeck.evaluation.checks import chosen
+from limbeck.evaluation.judged import refuse_unfit
 from limbeck.evaluation.measure import measure
 from limbeck.evaluation.writing import side_by_side
 from limbeck.interrupts import Interrupts
@@ -182,6 +184,7 @@ class Life:
             if isinstance(split, TensorSplit) and task.target in split.tensors and "logits" in shapes:
                 task.check(shapes["logits"], split.tensors[task.target], "student")
         of_run.rehearse(self.recipe.export, student, task, data)
+        refuse_unfit(chosen(self.recipe.evaluate), task, data, shapes.get("generated"))
 
     def _course(
         self,
@@ -363,7 +366,7 @@ class Life:
         """Measure everyone on the test split, hold the requirements, write result and report."""
         split = "test" if "test" in data.splits else "validation" if "validation" in data.splits else "train"
         once = validate.batches(data.splits[split], 256, self.world)
-        checks = [choice["use"] for choice in self.recipe.evaluate_choices()]
+        checks = self.recipe.evaluate_choices()
         asked = teacher if teacher is not None and teacher.answers(split) else None
         for actor in (student, asked, without):
             for model in _networks(actor) if actor is not None else []:

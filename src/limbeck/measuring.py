@@ -13,6 +13,7 @@ from limbeck.data.tensors import Data
 from limbeck.engine import validate
 from limbeck.engine.processes import World
 from limbeck.errors import RecipeError
+from limbeck.evaluation.checks import chosen
 from limbeck.evaluation.measure import Measured, measure
 from limbeck.evaluation.retention import retention
 from limbeck.evaluation.speculative import unfit
@@ -85,15 +86,12 @@ def evaluate(
     found = recipe.build_data(only=split if data is not None else None)
     task = recipe.build_task(found)
     refuse_other_classes(student, found, task)
-    chosen = list(checks) if checks is not None else [c["use"] for c in recipe.evaluate_choices()]
-    teacher = recipe.build_teacher() if of == "teacher" or {"fidelity", "writing", "speculative"} & {*chosen} else None
+    known = {choice["use"]: choice for choice in recipe.evaluate_choices()}
+    asked = chosen(list(known.values()) if checks is None else [known.get(name, name) for name in checks], options)
+    teacher = recipe.build_teacher() if of == "teacher" or {"fidelity", "writing", "speculative"} & {*asked} else None
     if teacher is None and of == "teacher":
         raise RecipeError(f"{place} has no teacher to measure.")
-    if (
-        of == "student"
-        and "speculative" in chosen
-        and (why := unfit(student.tokenizer, teacher, task.name)) is not None
-    ):
+    if of == "student" and "speculative" in asked and (why := unfit(student.tokenizer, teacher, task.name)) is not None:
         raise RecipeError(why)
     once = validate.batches(found[split], 256, World())
     if teacher is not None:
@@ -104,7 +102,7 @@ def evaluate(
             view = member.look_at(found.columns)
             view.check(list(found.columns), member.whose, found.source)
             member.model.eval()
-        return measure(actor, once, task, checks=chosen, options=options, **more)
+        return measure(actor, once, task, checks=list(asked.values()), **more)
 
     top = measured(teacher) if teacher is not None else None
     own = measured(student, against=top, judge=teacher) if of == "student" else top

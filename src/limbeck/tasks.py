@@ -186,8 +186,10 @@ class Task:
 
     def _samples(self, signals: Signals, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         from limbeck.evaluation.generation import Classifier
+        from limbeck.evaluation.pictures import as_large_as, thumbnails
 
-        made, real = signals["generated"].float(), batch[self.target].float()
+        made = signals["generated"].float()
+        real = as_large_as(batch[self.target].float(), made)
         label = batch.get("label")
         label = (
             label
@@ -200,6 +202,7 @@ class Task:
             judged = self._judge(made)
             hit = torch.where(label >= 0, (judged["logits"].argmax(1) == label).float(), hit)
             made, real = judged["embedding"], self._judge(real)["embedding"]
+        made, real = thumbnails(made), thumbnails(real)
         return torch.cat([made.flatten(1), label[:, None].float(), hit[:, None]], 1), real.flatten(1)
 
     def _both(self, signals: Signals, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

@@ -47,10 +47,26 @@ def test_a_choice_with_use_is_the_name_and_stands_once():
     assert Recipe.of({"evaluate": [{"use": "quality"}, "quality", "missing"]}).evaluate == ["quality", "missing"]
 
 
-@pytest.mark.parametrize("check", ["robustness", "search", "fid", "judge"])
+def test_checks_have_options_and_are_spelled_with_all_of_them_where_one_is_not_as_usual():
+    given = [{"use": "fid", "samples": 100}, "clip-score", {"use": "speed", "batch_size": 32}]
+    recipe = Recipe.of({"evaluate": given}, "evaluate.clip-score.scale=2.5", "evaluate.fid.classifier=weights.pth")
+    assert recipe.evaluate == [
+        {"use": "fid", "samples": 100, "classifier": "weights.pth", "layer": None},
+        {"use": "clip-score", "model": "openai/clip-vit-base-patch32", "scale": 2.5, "samples": None},
+        "speed",
+    ]
+    assert recipe.evaluate_choices()[2] == {"use": "speed"}
+    assert Recipe.of(recipe.to_mapping()) == recipe
+    assert "unknown key 'sample' of fid. Did you mean 'samples'?" in refused("evaluate={use: fid, sample: 3}")
+    assert "fid.samples: needed is a whole number from 1 on" in refused("evaluate={use: fid, samples: 0}")
+    assert "clip-score.scale" in refused("evaluate={use: clip-score, scale: -1}")
+    assert "unknown key 'samples' of quality. It has no options." in refused("evaluate={use: quality, samples: 3}")
+
+
+@pytest.mark.parametrize("check", ["robustness", "search", "judge"])
 def test_checks_of_later_are_said_to_be_of_later(check: str):
     assert refused(f"evaluate={check}") == (
-        f"evaluate: the check '{check}' is not there yet. There is: quality, fidelity, calibration, speed, missing, writing, speculative."
+        f"evaluate: the check '{check}' is not there yet. There is: quality, fidelity, calibration, speed, missing, writing, speculative, fid, clip-score."
     )
 
 
@@ -59,7 +75,7 @@ def test_unknown_names_are_refused_with_the_nearest():
     assert refused("export=safetensor") == "export: unknown export 'safetensor'. Did you mean 'safetensors'?"
     assert refused("track=tensorbord") == "track: unknown tracker 'tensorbord'. Did you mean 'tensorboard'?"
     assert "not there yet" in refused("export=sentence-transformers")
-    assert "'speed' has no options yet" in refused("evaluate={use: speed, batch_size: 1}")
+    assert "'onnx' has no options yet" in refused("export={use: onnx, opset: 18}")
     assert "needed is a name" in refused("track=3")
 
 

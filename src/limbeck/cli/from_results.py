@@ -27,7 +27,7 @@ def evaluate(
         list[str] | None,
         typer.Argument(
             metavar="CHECK | OPTION=VALUE",
-            help="quality, calibration, fidelity (asks the teacher too), speed, missing; default: the recipe's. Options of speed: batch_size=32 repeats=20.",
+            help="quality, calibration, fidelity (asks the teacher too), speed, missing, writing, speculative, fid, clip-score; default: the recipe's. Options: speed batch_size=32 repeats=20, fid samples=10000 classifier=PLACE, clip-score model=PLACE.",
             show_default=False,
         ),
     ] = None,

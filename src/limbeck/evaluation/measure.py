@@ -13,18 +13,16 @@ from limbeck import labels
 from limbeck.actors import Actor, Student, Teacher
 from limbeck.engine.processes import World
 from limbeck.engine.validate import Batches, outputs_of
-from limbeck.errors import RecipeError, nearest
+from limbeck.errors import RecipeError
 from limbeck.evaluation import calibration, fidelity, memory, quality, speed
+from limbeck.evaluation.checks import chosen
+from limbeck.evaluation.judged import Watched, further_rounds, judges_of
 from limbeck.evaluation.missing import missing
 from limbeck.evaluation.speculative import fits, speculative
 from limbeck.evaluation.writing import Written, writing
 from limbeck.tasks import LANGUAGE, Task
 from limbeck.teachers.mixture import Mixture
 from limbeck.views import View
-
-CHECKS = ("quality", "fidelity", "calibration", "speed", "missing", "writing", "speculative")
-OPTIONS = ("batch_size", "repeats")
-LATER = ("robustness", "search", "fid", "judge", "clip-score")
 
 
 @dataclass
@@ -43,7 +41,7 @@ def measure(
     once: Batches,
     task: Task,
     *,
-    checks: Sequence[str] = ("quality",),
+    checks: Sequence[str | Mapping[str, Any]] = ("quality",),
     world: World | None = None,
     against: Measured | None = None,
     judge: Actor | None = None,
@@ -54,37 +52,34 @@ def measure(
 
     Args:
         once: goes over the split once.
-        checks: names from `CHECKS`; quality, calibration and (with `against`) fidelity cost next to nothing.
+        checks: names of `checks.CHECKS`, or `{use: NAME, option: value}`; quality, calibration and (with `against`) fidelity cost
+            next to nothing.
         against: the teacher's answers on the same rows.
         judge: the teacher, who says how likely it is what the check `writing` let the actor write, and for whom the actor
             drafts in the check `speculative`.
         time_it: measure the latency of one sample too.
-        options: of the check `speed`: `batch_size` (32) and `repeats` (20).
+        options: of any of these checks that has one of this name.
 
     Raises:
-        RecipeError: an unknown check.
+        RecipeError: an unknown check or option.
     """
-    for check in checks:
-        if check in LATER:
-            raise RecipeError(f"the check '{check}' is not there yet. There is: {', '.join(CHECKS)}.")
-        if check not in CHECKS:
-            raise RecipeError(f"unknown check '{check}'. {nearest(check, CHECKS)}")
-    options = known_options(options or {}, checks)
+    asked = chosen(checks, options)
     world = world or World()
     refuse_privileged(actor)
-    seen = outputs_of(actor, once, world, task)
+    watched = Watched(task, judges_of(asked, world.device) if task.name == "generation" and not actor.stored else ())
+    seen = outputs_of(actor, once, world, watched if watched.judges else task)  # type: ignore[arg-type]
     measured = Measured(in_order(actor, seen["outputs"], task), seen["target"], seen["id"])
     figures = quality.figures(task.name, measured.outputs, measured.target)
     if task.name == "classification":
         figures |= calibration.figures(measured.outputs, measured.target)
         if against is not None and against.outputs.shape == measured.outputs.shape:
             figures |= fidelity.figures(measured.outputs, against.outputs)
-    if "missing" in checks and not actor.stored:
+    if "missing" in asked and not actor.stored:
         figures |= missing(actor, _view(actor), once, task, world)
-    if "writing" in checks and task.name in LANGUAGE and not actor.stored:
+    if "writing" in asked and task.name in LANGUAGE and not actor.stored:
         measured.written = writing(actor, once, task, judge=None if judge is None or judge.stored else judge)
         figures |= measured.written.figures
-    if "speculative" in checks and task.name in LANGUAGE and judge is not None and fits(actor, judge):
+    if "speculative" in asked and task.name in LANGUAGE and judge is not None and fits(actor, judge):
         figures |= speculative(actor, judge, once, world=world)
     how: Any = getattr(actor.model, "sampling", None)
     if task.name == "generation" and how is not None:
@@ -99,31 +94,18 @@ def measure(
         "latency_ms": None,
         "figures": figures,
     }
+    further_rounds(actor, once, watched, world)
+    for judge in watched.judges:
+        found, facts = judge.figures(world)
+        figures |= found
+        measured.entry["judged"] = measured.entry.get("judged", {}) | facts
     if isinstance(actor, Mixture) and actor.generates:
         measured.entry["samples_of"] = actor.describe_samples(next(once()))
     if time_it and not actor.stored and not actor.far:
         measured.entry["latency_ms"] = latency(actor, once)
-        if "speed" in checks:
-            measured.entry["speed"] = cost(actor, once, **options)
+        if "speed" in asked:
+            measured.entry["speed"] = cost(actor, once, **asked["speed"].options())
     return measured
-
-
-def known_options(options: Mapping[str, Any], checks: Sequence[str]) -> dict[str, int]:
-    """The options of the check `speed`, as whole numbers above zero.
-
-    Raises:
-        RecipeError: an option that no check has, one that is no such number, or `speed` is not asked for.
-    """
-    for key, value in options.items():
-        if key not in OPTIONS:
-            raise RecipeError(f"unknown option '{key}' of a check. {nearest(key, OPTIONS)}")
-        if "speed" not in checks:
-            raise RecipeError(
-                f"{key} is an option of the check speed, which is not asked for: evaluate RUN speed {key}={value}"
-            )
-        if not str(value).isdecimal() or int(value) < 1:
-            raise RecipeError(f"{key}={value}: needed is a whole number from 1 on.")
-    return {key: int(value) for key, value in options.items()}
 
 
 def in_order(actor: Actor, logits: Tensor, task: Task) -> Tensor:
@@ -206,7 +188,7 @@ def refuse_privileged(actor: Actor) -> None:
 def _name(actor: Actor) -> str:
     if isinstance(actor, Mixture):
         return " + ".join(type(m.model).__name__ for m in actor.members.values())
-    return getattr(actor.model, "called", type(actor.model).__name__)
+    return vars(actor.model).get("called", type(actor.model).__name__)
 
 
 def _view(actor: Actor) -> list[str]:

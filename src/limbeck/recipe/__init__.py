@@ -46,7 +46,7 @@ class RecipeKeys(TypedDict, total=False):
     stages: Sequence[Mapping[str, Any]]
     train: Mapping[str, Any] | TrainSettings
     control: Any
-    evaluate: str | Sequence[str]
+    evaluate: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
     require: str | Sequence[str]
     limit: Mapping[str, float | None]
     cache: Mapping[str, Any]
@@ -162,8 +162,8 @@ class Recipe:
         return _sum(self.members)
 
     def evaluate_choices(self) -> list[dict[str, Any]]:
-        """The checks as choices, `{use: quality}`."""
-        return [{"use": check} for check in self.evaluate]
+        """The checks as choices, `{use: quality}`, with their options where these are not the usual ones."""
+        return [{"use": check} if isinstance(check, str) else dict(check) for check in self.evaluate]
 
     def student_spec(self) -> dict[str, Any] | None:
         """`{model, args}` with which anybody builds the student again; None for one that lives in Python only."""
@@ -276,7 +276,7 @@ class Recipe:
             RecipeError: it is asked for a check that needs another teacher.
         """
         made = None if self.teacher is None else networks.teacher(self.teacher, self.seed)
-        if "speculative" in self.evaluate and self.student is not None:
+        if self.student is not None and any(choice["use"] == "speculative" for choice in self.evaluate_choices()):
             building.refuse_draft(self.student, made, self._use())
         return made
 

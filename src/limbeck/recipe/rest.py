@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from limbeck.errors import RecipeError, nearest
-from limbeck.evaluation.measure import CHECKS
-from limbeck.evaluation.measure import LATER as CHECKS_LATER
+from limbeck.evaluation import checks
 from limbeck.evaluation.requirements import parse
 from limbeck.recipe.sections import Section, listed, nothing
 from limbeck.shipping.exporting import FORMATS
@@ -78,6 +77,11 @@ def _known(names: list[str], known: Iterable[str], to_come: Iterable[str], what:
     return names
 
 
+def _checks(value: Any) -> Any:
+    """Checks by their names; one whose options are not the usual ones as a mapping with all of them."""
+    return checks.spelled(list(checks.chosen(listed(value) or []).values()))
+
+
 Choices = Annotated[list[str], BeforeValidator(_choices)]
 
 
@@ -85,7 +89,7 @@ class OtherKeys(Section):
     """`control`, `evaluate`, `require`, `limit`, `cache`, `export`, `track`, `seed`."""
 
     control: str = "train"
-    evaluate: Choices = ["quality"]
+    evaluate: Annotated[list[str | dict[str, Any]], BeforeValidator(_checks)] = ["quality"]
     require: Annotated[list[str], BeforeValidator(lambda value: listed(value) or [])] = []
     limit: Annotated[LimitKeys, BeforeValidator(nothing)] = LimitKeys()
     cache: Annotated[CacheKeys, BeforeValidator(nothing)] = CacheKeys()
@@ -105,11 +109,6 @@ class OtherKeys(Section):
                 f"'{value}' is none of {', '.join(CONTROLS)}, and no run folder. {nearest(value, CONTROLS)}"
             )
         return value
-
-    @field_validator("evaluate")
-    @classmethod
-    def _checks(cls, names: list[str]) -> list[str]:
-        return _known(names, CHECKS, CHECKS_LATER, "check")
 
     @field_validator("export")
     @classmethod
