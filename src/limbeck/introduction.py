@@ -60,10 +60,10 @@ def _estimated(teacher: Teacher, once: validate.Batches, task: Task) -> str:
         counted, missing = counted + int(own["answer"].sum()), missing + int((own["answer"] & ~held).sum())
     if missing == 0 and not teacher.stored:
         return ""
-    return (
-        f"; its figures are estimated from the classes that are stored: {missing / max(counted, 1):.1%} of the tokens are none of them, "
-        "and count with an even share of the rest"
-    )
+    told = "; its figures are estimated from the classes that are stored"
+    if missing == 0:
+        return f"{told}, and every token is one of them"
+    return f"{told}: {missing / counted:.1%} of the tokens are none of them, and count with an even share of the rest"
 
 
 def _called(name: str) -> str:
