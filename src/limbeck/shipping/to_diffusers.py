@@ -80,7 +80,8 @@ def write(package: Package) -> dict[str, Any]:
     return {
         "file": "",
         "inputs": [],
-        "args": {"pixels": model.pixels, "null_class": model.null_class if model.conditions == "class" else None},
+        "args": {"pixels": model.pixels, "null_class": model.null_class if model.conditions == "class" else None}
+        | model.call.options,
         "sampling": how,
         "usage": of_diffusers.usage(model, sampler, package.folder.name.removeprefix(".").removesuffix(".writing")),
         "told": of_diffusers.unsaid(model, sampler),
@@ -100,7 +101,7 @@ def compare(package: Package, sampler: Sampler) -> dict[str, Any]:
     heun = type(sampler.scheduler).__name__.startswith("Heun")  # whose samples are x / alpha
     unit = float(model.noise.alpha(first)) if heun else 1.0
     with torch.random.fork_rng(devices=[]):
-        theirs = pictures(package.folder, sampler, words, _start(model) / unit)
+        theirs = pictures(package.folder, sampler, words, model.call.handed(_start(model) / unit))
     with torch.random.fork_rng(devices=[]):
         ours = expected(model, given, "latents" in _takes(model))
     error = float((theirs.double() - ours.double()).abs().max())
@@ -131,7 +132,9 @@ def pictures(
     if getattr(pipe, "safety_checker", None) is not None:
         pipe.safety_checker = None  # it would blacken what both make
     taken = inspect.signature(type(pipe).__call__).parameters
-    more: dict[str, Any] = {"latents": latents / float(pipe.scheduler.init_noise_sigma)} if "latents" in taken else {}
+    more: dict[str, Any] = (
+        {"latents": latents / float(getattr(pipe.scheduler, "init_noise_sigma", 1.0))} if "latents" in taken else {}
+    )
     more |= {"use_resolution_binning": False} if "use_resolution_binning" in taken else {}
     torch.manual_seed(SEED)
     images = pipe(**words, **sampler.call, **more, output_type="np").images
@@ -150,9 +153,14 @@ def expected(
         x = torch.randn(SAMPLES, *model.shape)
     first = model.noise.grid(model.sampling.steps, model.sampling.start)[:1]
     z = x / float(model.noise.sigma(first))
+    drawn = model.call.handed(x).shape  # the pipeline's own form, whose numbers lie in another order
+
+    def fresh(step: int) -> Tensor:
+        return model.call.returned(torch.randn(drawn), x)
+
     usual, model.pixels = model.pixels, "unit"
     try:
-        return model.decoded(model.generate(z, given, fresh=lambda step: torch.randn(SAMPLES, *model.shape)))  # type: ignore[misc]
+        return model.decoded(model.generate(z, given, fresh=fresh))
     finally:
         model.pixels = usual
 

@@ -5,6 +5,7 @@ import json
 import torch
 from pipelines import autoencoder
 
+BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -47,37 +48,36 @@ def latents(**changes):
     """The autoencoder of the other tiny pipelines, with another scale."""
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL.from_config({**autoencoder().config, "sample_size": 16, **changes})
+    return AutoencoderKL.from_config({**autoencoder().config, "_use_default_values": [], "sample_size": 16, **changes})
 
 
 def unet(**changes):
     """A U-Net on 8x8 latents that hears texts."""
     from diffusers import UNet2DConditionModel
 
-    known = dict(
+    return UNet2DConditionModel(
         sample_size=8,
         in_channels=4,
         out_channels=4,
         layers_per_block=1,
-        block_out_channels=(8, 16),
+        block_out_channels=(8,),
         norm_num_groups=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
         attention_head_dim=4,
         cross_attention_dim=16,
+        **changes,
     )
-    return UNet2DConditionModel(**known | changes)
 
 
-def large(folder, zeros=True, scheduler=None):
-    """A Stable Diffusion XL; `zeros`: what an empty text is encoded as."""
+def large(folder, zeros=True, scheduler=None, **changes):
+    """A Stable Diffusion XL; `zeros`: what an empty text is encoded as; `changes` to its autoencoder."""
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
     torch.manual_seed(0)
     (one, its), (two, theirs) = clip(folder / "one"), clip(folder / "two", projected=True)
-    betas = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
     StableDiffusionXLPipeline(
-        vae=latents(scaling_factor=0.13025),
+        vae=latents(**{"scaling_factor": 0.13025} | changes),
         text_encoder=one,
         text_encoder_2=two,
         tokenizer=its,
@@ -88,11 +88,19 @@ def large(folder, zeros=True, scheduler=None):
             projection_class_embeddings_input_dim=6 * 8 + 8,
             use_linear_projection=True,
         ),
-        scheduler=scheduler or EulerDiscreteScheduler(timestep_spacing="leading", steps_offset=1, **betas),
+        scheduler=scheduler or EulerDiscreteScheduler(timestep_spacing="leading", steps_offset=1, **BETAS),
         force_zeros_for_empty_prompt=zeros,
         add_watermarker=False,
     ).save_pretrained(folder)
     return folder
+
+
+def karras(folder):
+    """A Stable Diffusion XL with the noise of Karras et al., and latents that are centred (as Playground 2.5)."""
+    from diffusers import EDMEulerScheduler
+
+    centred = {"latents_mean": [-1.6, 1.1, 0.5, 0.2], "latents_std": [8.4, 6.0, 4.5, 5.3], "scaling_factor": 0.5}
+    return large(folder, scheduler=EDMEulerScheduler(), **centred)
 
 
 def captions(folder):
@@ -188,14 +196,13 @@ def velocities(folder, **changes):
 
     torch.manual_seed(0)
     text, tokenizer = clip(folder / "one", width=16)
-    betas = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
-    usual = dict(clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type="v_prediction")
+    usual = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "prediction_type": "v_prediction"}
     StableDiffusionPipeline(
         vae=latents(),
         text_encoder=text,
         tokenizer=tokenizer,
         unet=unet(),
-        scheduler=DDIMScheduler(**betas | usual | changes),
+        scheduler=DDIMScheduler(**BETAS | usual | changes),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

@@ -7,7 +7,7 @@ scale, or a sign the other way round, would give numbers without an error.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ class Call:
     """
 
     block = ""  # which part of a transformer block's value is the sample's
-    pooled = False  # whether it is shown a vector of the whole text too
+    guidable = True  # whether the pipeline's guidance_scale is that of two answers
 
     def __init__(
         self, network: Any, conditions: str, sides: Sequence[int], scale: int, guidance: float | None = None
@@ -43,6 +43,7 @@ class Call:
         self.shape = (self.channels(network.config), *sides)
         self.patch = network.config.get("patch_size") or 1
         self.scale, self.guidance = scale, guidance
+        self.options: dict[str, Any] = {}  # what was said of it in `args`
 
     def channels(self, config: Any) -> int:
         """How many channels a sample has."""
@@ -81,11 +82,24 @@ class Call:
         """Height and width of the picture."""
         return [self.scale * side for side in x.shape[-2:]]
 
+    def handed(self, x: Values) -> Tensor:
+        """Noise as its pipeline takes it (`latents`)."""
+        return x
+
+    def returned(self, latents: Tensor, like: Values) -> Values:
+        """The inverse of `handed`, to the shape of `like`."""
+        return latents
+
+    def asked(self, takes: Collection[str], usual: Any) -> dict[str, Any]:
+        """The words with which its pipeline is called, beside steps and guidance; `usual`: the size of a sample that the pipeline takes by itself."""
+        sides = list(self.shape[1:])
+        if usual is None or list(sides_of(usual)) == sides or "height" not in takes:
+            return {}
+        return {"height": self.scale * sides[0], "width": self.scale * sides[1]}
+
 
 class Sized(Call):
     """Stable Diffusion XL: also one vector of the whole text, and sizes: of a picture that was neither cut nor scaled."""
-
-    pooled = True
 
     def words(self, x: Values, t: Float[Tensor, "batch"], given: Mapping[str, Tensor]) -> dict[str, Any]:
         size = self.pixels(x)
@@ -121,7 +135,6 @@ class Joint(Call):
     """Stable Diffusion 3: text and picture in one sequence, and one vector of the whole text."""
 
     block = ".1"
-    pooled = True
 
     def words(self, x: Values, t: Float[Tensor, "batch"], given: Mapping[str, Tensor]) -> dict[str, Any]:
         return super().words(x, t, given) | {"pooled_projections": self.whole(given, x)}
@@ -132,6 +145,8 @@ class Joint(Call):
 
 class Packed(Joint):
     """FLUX: latents in squares of 2 x 2, told where each lies, times in [0, 1], and the scale of guidance where it was distilled."""
+
+    guidable = False  # it is what the network is shown
 
     def __init__(self, network: Any, *args: Any) -> None:
         super().__init__(network, *args)
@@ -153,6 +168,16 @@ class Packed(Joint):
 
     def said(self, value: Tensor, x: Values) -> Values:
         return unpacked(value, x)
+
+    def handed(self, x: Values) -> Tensor:
+        return packed(x)
+
+    def returned(self, latents: Tensor, like: Values) -> Values:
+        return unpacked(latents, like)
+
+    def asked(self, takes: Collection[str], usual: Any) -> dict[str, Any]:
+        shown = {} if self.guidance is None else {"guidance_scale": self.guidance}
+        return super().asked(takes, usual) | shown
 
     def named(self, found: Sequence[Any]) -> dict[str, Tensor]:
         return {"condition": found[0], "pooled": found[1]}
@@ -217,11 +242,11 @@ def call_of(
             "fill in, enlarge or change a picture. Needed is one that makes a picture of noise."
         )
     kind = Sized if added == "text_time" else FAMILIES[name]
-    size = size or config.get("sample_size") or getattr(pipeline, "default_sample_size", None)
+    said, size = size is not None, size or config.get("sample_size") or getattr(pipeline, "default_sample_size", None)
     size = 128 if size is None and kind is Packed else size
     if size is None:
         raise RecipeError(f"this {name} does not say how large its samples are. Say it: args.size=64, or [64, 96]")
-    sides = [int(side) for side in size] if isinstance(size, Sequence) else [int(size)] * 2
+    sides = sides_of(size)
     if kind is Packed and any(side % 2 for side in sides):
         raise RecipeError(
             f"args.size {sides}: this {name} sees latents in squares of 2 x 2, so height and width must be even."
@@ -231,7 +256,14 @@ def call_of(
         raise RecipeError(
             f"args.embedded_guidance is {guidance}, and this {name} is not shown a scale of guidance. Leave it out; method.guidance guides any teacher."
         )
+    given = {"size": sides if said else None, "embedded_guidance": guidance}
+    call.options = {name: value for name, value in given.items() if value is not None}
     return call
+
+
+def sides_of(size: int | Sequence[int]) -> list[int]:
+    """Height and width."""
+    return [int(side) for side in size] if isinstance(size, Sequence) else [int(size)] * 2
 
 
 def _like(value: Tensor, x: Tensor) -> Tensor:

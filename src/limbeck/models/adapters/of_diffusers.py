@@ -10,6 +10,7 @@ import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -140,13 +141,15 @@ class DiffusersNetwork(DiffusionNetwork):
         self.companions.near(x.device)
         found = vae.encode(x.to(vae.dtype))
         latents = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latents
-        return (latents.to(x.dtype) - (getattr(vae.config, "shift_factor", None) or 0.0)) * vae.config.scaling_factor
+        centre, factor = _scale(vae, x)
+        return (latents.to(x.dtype) - centre) * factor
 
     def decoded(self, x: Values) -> Values:
         vae = self._autoencoder()
         if vae is not None:
             self.companions.near(x.device)
-            latents = x / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
+            centre, factor = _scale(vae, x)
+            latents = x / factor + centre
             x = vae.decode(latents.to(vae.dtype), return_dict=False)[0].to(x.dtype)
         return (x / 2 + 0.5).clamp(0, 1) if self.pixels == "unit" else x
 
@@ -278,8 +281,10 @@ def build(config: str, **changes: Any) -> DiffusersNetwork:
     given: Any = source.model
     own = {k: v for k, v in changes.items() if k not in _OURS}
     kind = type(given.network)
-    made = kind.from_config({**given.network.config, **own})
-    return DiffusersNetwork(made, given.companions, **{k: v for k, v in changes.items() if k in _OURS})
+    known = {**given.network.config, "_use_default_values": []}  # which would undo a change of any of them
+    made = kind.from_config({**known, **own})
+    options = {k: v for k, v in changes.items() if k in _OURS and k != "scheduler"}
+    return DiffusersNetwork(made, given.companions, **options)
 
 
 def keep(model: Any, folder: Path, origin: Path | None) -> None:
@@ -320,8 +325,11 @@ def kind_of(model: DiffusersNetwork) -> Any:
 def sampler_of(model: DiffusersNetwork, *, alone: bool = False) -> Sampler:
     """The scheduler, and how its pipeline is called to sample as the network does."""
     kind = kind_of(model)
-    takes = () if kind is None else inspect.signature(kind.__call__).parameters
-    return sampler_for(model.noise, model.sampling, model.companions.scheduler, takes, alone=alone)
+    takes = set() if kind is None else set(inspect.signature(kind.__call__).parameters)
+    unguided = set() if model.call.guidable else {"guidance_scale"}
+    found = sampler_for(model.noise, model.sampling, model.companions.scheduler, takes - unguided, alone=alone)
+    usual = getattr(model.companions.pipeline, "default_sample_size", None) or model.network.config.get("sample_size")
+    return replace(found, call={**found.call, **model.call.asked(takes, usual)})
 
 
 def _pipeline(model: DiffusersNetwork, kind: Any, scheduler: Any) -> Any:
@@ -400,6 +408,16 @@ def _conditions(network: Any, null_class: int | None) -> tuple[str, int | None]:
     if config.get("norm_type") == "ada_norm_zero" and config.get("num_embeds_ada_norm"):
         return "class", config.num_embeds_ada_norm  # the embedding after the last class
     return "none", None
+
+
+def _scale(vae: Any, x: Values) -> tuple[Tensor | float, Tensor | float]:
+    """What is taken from an autoencoder's latents, and what they are multiplied by then; a number per channel, where it says so."""
+    config = vae.config
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean is None or std is None:
+        return config.get("shift_factor") or 0.0, config.scaling_factor
+    mean, std = (x.new_tensor(values).reshape(-1, *[1] * (x.dim() - 2)) for values in (mean, std))
+    return mean, config.scaling_factor / std
 
 
 def _middle(network: Any, block: str) -> str | None:

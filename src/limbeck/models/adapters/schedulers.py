@@ -164,7 +164,8 @@ def _of_flow(noise: Flow, sampling: Sampling, own: Any, takes: Collection[str], 
     shares = torch.linspace(sampling.start, 0, steps + 1)[:-1]
     wanted = noise.fed(noise.at(shares))
     more: dict[str, Any] = {"stochastic_sampling": sampling.solver == "renoise", "use_dynamic_shifting": False}
-    more |= {"shift_terminal": None, "use_karras_sigmas": False}
+    more |= {"shift": noise.shift, "shift_terminal": None, "use_karras_sigmas": False}
+    more |= {"use_exponential_sigmas": False, "use_beta_sigmas": False}
     kind: Any = diffusers.FlowMatchEulerDiscreteScheduler
     call = {"num_inference_steps": steps}
     for end in (None, float(noise.at(shares[-1]))):
