@@ -95,6 +95,20 @@ def test_an_exact_student_loses_what_the_teachers_step_errs(solver, order):
     assert losses[0] / losses[1] == pytest.approx(2**order, rel=0.35)
 
 
+def test_a_row_at_the_end_of_its_way_leaves_its_neighbours_their_second_order():
+    """In one batch: the last interval ends at no noise, where the step is of first order, and the others are stepped as they are alone."""
+    where, method = situation(), Consistency(ema=0.0, teacher_solver="heun")
+    batch = settled(method, where)
+    x, t, s = torch.randn(8, 2), torch.full((8,), 0.5), torch.tensor([0.0, 0.4] * 4)
+    found, alone = method.step(x, t, s, batch), method.step(x, t, torch.full((8,), 0.4), batch)
+    torch.testing.assert_close(found[1::2], alone[1::2])
+    euler = Consistency(ema=0.0)
+    settled(euler, where)
+    first = euler.step(x, t, s, batch)
+    torch.testing.assert_close(found[::2], first[::2])
+    assert (found[1::2] - first[1::2]).abs().max() > 1e-4
+
+
 def test_teacher_and_student_that_know_one_point_lose_nothing():
     for noise in ("flow", "vp", "ve"):
         method = Consistency(ema=0.0)

@@ -17,6 +17,9 @@ class LCM(Consistency):
     f = c_skip x + c_out D is the student bounded at no noise (k = 10, d = 0.5). The student is told w, by an embedding that begins at zero, added at `place`
     (None: where it embeds its time); sampled, it is told `sampling_guidance` (None: the middle of the range). A single
     `guidance` is learnt as it is and not told, as for LCM-LoRA. Scales are those of Imagen: the paper's [5, 15] is [6, 16].
+
+    Let the student begin as the teacher. From fresh weights it learns as slowly as consistency does, for what is known at no noise comes up
+    by one interval each time the target is renewed, and slower the larger the scales: fewer intervals (`discretisation`) and a smaller range help.
     """
 
     card = Card(

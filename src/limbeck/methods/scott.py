@@ -28,7 +28,7 @@ class SCott(LCM):
     H: told_real(H(x0, t)) + told_fake(H(sg f, t)), hinge. It sees clean samples, the time t that f started from and the condition,
     and stands on the middle of a copy of the teacher that learns with it (`judge_lora`: on low-rank updates of that rank, as in the
     paper, whose updates are in the decoder). eta=0, substeps=1, gan_weight=0 is LCM. `discretisation` 42 is a
-    step of 24 thousandths; the eta of the paper's figures is not known to us.
+    step of 24 thousandths; the eta of the paper's figures is not known to us. Published: rates 8e-6 for the student, 2e-5 for H.
     """
 
     card = Card(

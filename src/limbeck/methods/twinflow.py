@@ -34,7 +34,8 @@ class TwinFlow(DiffusionMethod):
     I: `order` Euler steps of the EMA network (decay from 0 up to `ema`) from max(t - reach, u) to u, from x_t - (t - max(t - reach, u)) v on.
 
     v is the teacher's guided velocity where there is a teacher, else z - x0 + `enhance` (U(., c) - U(., 0)) of the EMA network. Rows without data take the
-    student's own samples as x0. u is a further number to the network, whose embedding begins at zero.
+    student's own samples as x0. u is a further number to the network, whose embedding begins at zero; it alone tells the twins apart, t is |t| in
+    both. This is the published tutorial's form, with its unit weights; that for large models (roles shared out in a batch, a robust distance) is not here.
     """
 
     card = Card(
