@@ -132,9 +132,8 @@ def pictures(
     if getattr(pipe, "safety_checker", None) is not None:
         pipe.safety_checker = None  # it would blacken what both make
     taken = inspect.signature(type(pipe).__call__).parameters
-    more: dict[str, Any] = (
-        {"latents": latents / float(getattr(pipe.scheduler, "init_noise_sigma", 1.0))} if "latents" in taken else {}
-    )
+    unit = getattr(pipe.scheduler, "init_noise_sigma", 1.0)  # those of flows have none
+    more: dict[str, Any] = {"latents": latents / float(unit)} if "latents" in taken else {}
     more |= {"use_resolution_binning": False} if "use_resolution_binning" in taken else {}
     torch.manual_seed(SEED)
     images = pipe(**words, **sampler.call, **more, output_type="np").images

@@ -103,9 +103,10 @@ def karras(folder):
     return large(folder, scheduler=EDMEulerScheduler(), **centred)
 
 
-def captions(folder):
-    """A PixArt-Sigma with a learnt variance."""
-    from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
+def captions(folder, kind="PixArtSigmaPipeline"):
+    """A PixArt (sigma, or alpha) with a learnt variance."""
+    import diffusers
+    from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
 
     torch.manual_seed(0)
     encoder, tokenizer = t5()
@@ -120,7 +121,7 @@ def captions(folder):
         caption_channels=16,
         use_additional_conditions=False,
     )
-    PixArtSigmaPipeline(
+    getattr(diffusers, kind)(
         tokenizer=tokenizer,
         text_encoder=encoder,
         vae=latents(scaling_factor=0.13025),

@@ -219,8 +219,8 @@ def read(place: str | Path, whose: str, args: dict[str, Any]) -> Source:
     """The denoising network of a pipeline (a folder with model_index.json, or a hub name), or of a network's folder by itself.
 
     Args:
-        args: `head` (what it is believed to predict; must agree with the scheduler), `null_class`, `pixels`, `checkpointing`; see
-            `DiffusersNetwork`. `scheduler`: the folder of the scheduler, for a network by itself.
+        args: `head` (what it is believed to predict; must agree with the scheduler), `null_class`, `pixels`, `size`, `embedded_guidance`,
+            `checkpointing`; see `DiffusersNetwork`. `scheduler`: the folder of the scheduler, for a network by itself.
 
     Raises:
         RecipeError: diffusers is missing, the folder cannot be read, or its scheduler is not understood.
@@ -328,7 +328,8 @@ def sampler_of(model: DiffusersNetwork, *, alone: bool = False) -> Sampler:
     takes = set() if kind is None else set(inspect.signature(kind.__call__).parameters)
     unguided = set() if model.call.guidable else {"guidance_scale"}
     found = sampler_for(model.noise, model.sampling, model.companions.scheduler, takes - unguided, alone=alone)
-    usual = getattr(model.companions.pipeline, "default_sample_size", None) or model.network.config.get("sample_size")
+    config: Any = model.network.config
+    usual = getattr(model.companions.pipeline, "default_sample_size", None) or config.get("sample_size")
     return replace(found, call={**found.call, **model.call.asked(takes, usual)})
 
 
