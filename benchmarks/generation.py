@@ -46,7 +46,7 @@ RING = {"modes": 8, "std": 0.05, "labels": [0, 1] * 4}
 class Arm:
     """A method, the numbers of steps it is trained for, and those it is measured at (None: the one it was trained for).
 
-    `critic` is how many times the student's learning rate the critic has, as published.
+    `critic` is how many times the student's learning rate the critic (of gdd: the judge) has, as published.
     """
 
     method: dict[str, Any]
@@ -88,7 +88,7 @@ ARMS: dict[str, Arm] = {
     "dmd2 with GAN": Arm({"use": "dmd2", "gan_weight": 3e-3}, ANY),
     "sid": Arm({"use": "sid"}),
     "sim": Arm({"use": "sim"}),
-    "gdd": Arm({"use": "gdd"}),
+    "gdd": Arm({"use": "gdd", "layers": None}, critic=5),
     "tdm": Arm({"use": "tdm", "guidance": 1.0}, ANY, critic=5),
     "twinflow": Arm({"use": "twinflow"}, (4,), ANY),
 }
@@ -108,6 +108,7 @@ class Bed:
     count: int
     steps: tuple[int, ...] = ANY
     without: tuple[str, ...] = ()
+    layers: tuple[str, ...] = ("inputs", "down", "inner.0", "inner.1")  # four scales, as in GDD
 
     @property
     def arms(self) -> dict[str, Arm]:
@@ -129,6 +130,7 @@ BEDS = {
         train={"batch_size": 256, **PLAIN},
         rates=(5e-5, 2e-4, 1e-3),
         cpu_seconds=12.0,
+        layers=("inputs", "hidden.0", "hidden.1"),
         count=2048,
     ),
     "digits": Bed(
@@ -274,13 +276,18 @@ class Bench:
             shutil.rmtree(place, ignore_errors=True)
             first = self.epoch() if name == "endpoints" else 0
             rounds = arm.rounds(steps)
-            self.run(arm.options(steps, PROBE), first + PROBE, 1e-5, 0, place, clock)
+            self.run(self.options(name, steps, PROBE), first + PROBE, 1e-5, 0, place, clock)
             spent = np.diff(clock.at)
             usual = float(np.mean(spent[first + 5 : first + PROBE - 1] if rounds == 1 else np.sort(spent)[:-rounds]))
             dear = float(spent[:first].sum()) - first * usual if first else 0.0
             known[key] = {"ms": 1000 * usual, "steps": int((self.bed.cpu_seconds - dear) / usual)}
             file.write_text(json.dumps(known, indent=1))
         return int(known[key]["steps"])
+
+    def options(self, name: str, steps: int, budget: int) -> dict[str, Any]:
+        """The arm's method with what this bed's networks have."""
+        options = ARMS[name].options(steps, budget)
+        return options | {"layers": list(self.bed.layers)} if "layers" in options else options
 
     def epoch(self) -> int:
         return -(-len(rows(self.name, self.packs, "train")[0]) // self.bed.train["batch_size"])
@@ -290,7 +297,7 @@ class Bench:
     ) -> Path:
         train: dict[str, Any] = self.bed.train | {"steps": steps, "lr": rate}
         if critic != 1:
-            train["trainees"] = {"critic": {"lr": critic * rate}}
+            train["trainees"] = {"judge" if method["use"] == "gdd" else "critic": {"lr": critic * rate}}
         teacher = {} if method["use"] == "gdd" or method["use"] == "denoising" else {"teacher": self.teacher}
         return limbeck.distill(
             **self.keys,
@@ -313,7 +320,7 @@ class Bench:
         budget = self.steps(name, steps)
         place, clock = self.folder / "run", Clock()
         shutil.rmtree(place, ignore_errors=True)
-        options = arm.options(steps, budget)
+        options = self.options(name, steps, budget)
         first = budget // arm.rounds(steps)
         if name == "mlcm":
             first = budget - options["milestones"]["steps"]

@@ -15,8 +15,8 @@ HEAD = """## Generators of one to four steps
 Each student begins as a flow that was trained on the data (for the points: on samples of a teacher that is a formula), and has the same
 CPU time of one core with every method, whatever a step costs; less is better in the distances. No method is guided, so that all of them
 aim at the same distribution. `denoising, more of it` is the student without a teacher: the same time spent on what it was trained with.
-Of three learning rates each method took the best by another seed and against training rows (critics of VSD and SNOOPI learn ten times, those of
-TDM five times as fast as the student, after the papers); everything else is the method's default.
+Of three learning rates each method took the best by another seed and against training rows (critics of VSD and SNOOPI learn ten times, TDM's
+and the judge of GDD five times as fast as the student, after the papers); everything else is the method's default.
 Differences are paired by seed (Student's t). One teacher per set, so intervals tell about trainings, not about teachers; and minutes of one
 core are far from the days on many devices of the papers, so what is slow to settle (critics, discriminators) has it harder here.
 """
