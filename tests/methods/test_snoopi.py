@@ -60,6 +60,17 @@ def test_the_teacher_is_led_away_from_what_is_not_wanted_and_the_critic_from_not
     assert not torch.allclose(made, G.prediction(batch["input"], batch["start"], {"condition": label}).x0)
 
 
+def test_a_discriminator_beside_it_hears_of_nothing_negative():
+    where, method = situation(student=Attending()), SNOOPI(negative=[1, 2], gan_weight=0.1)
+    where.student.model.middle = "inputs"
+    batch = settled(method, where)
+    assert set(method.given(batch, "student")) == {"condition", "negative_condition", "strength"}
+    batch |= method.inputs(batch)
+    loss = method.student_loss(method.for_student(batch))
+    assert set(loss.parts) == {"matching", "fooled"}
+    assert set(method.given(batch, "critic")) == {"condition"}
+
+
 def test_a_training_with_negative_labels_leaves_a_student_that_ships_with_them():
     plan, where = fresh(lambda: (SNOOPI(negative=1), situation(student=Attending(), lr=0.01, epochs=1)))
     began = where.student.model.words.weight.clone()

@@ -134,12 +134,13 @@ class Rewarding(OwnStates):
         "mlcm-rewarding", summary="Stage 3 of mlcm.", paper=PAPER, needs=("prediction",), use_when="", listed=False
     )
 
+    judge_of: ClassVar[Any]  # the reward: no part of the method
     reward: str
     wanted: float = 16.0
 
     def setup(self) -> None:
         super().setup()
-        object.__setattr__(self, "judge_of", import_from(self.reward, "method.reward"))  # no part of the method
+        object.__setattr__(self, "judge_of", import_from(self.reward, "method.reward"))
         batch = self.shown(self.example())
         with torch.enable_grad():
             x = torch.zeros(rows(batch), *self.fresh_shape(batch), device=self._device(batch), requires_grad=True)

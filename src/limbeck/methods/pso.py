@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -49,6 +49,7 @@ class PSO(DiffusionMethod):
         cost="online two samples per row and, at every step but the last, two passes of the student with a gradient and two of the reference; offline one sample of the reference, two passes of each",
     )
 
+    judge_of: ClassVar[Any]  # the reward: no part of the method
     sampling_steps: Annotated[int, Field(ge=1)] = 4
     solver: Literal["renoise"] = "renoise"  # type: ignore[assignment]
     weighting: Weighting = "epsilon"
@@ -67,7 +68,7 @@ class PSO(DiffusionMethod):
             raise RecipeError(
                 "with a reward pso learns from all steps but the last, and there is only one. Set method.sampling_steps to 2 or more."
             )
-        object.__setattr__(self, "judge_of", import_from(self.reward, "method.reward"))  # no part of the method
+        object.__setattr__(self, "judge_of", import_from(self.reward, "method.reward"))
         batch = self.shown(self.example())
         x = torch.zeros(rows(batch), *self.fresh_shape(batch), device=self._device(batch))
         scored(self.judge_of, self.generator.model.decoded(x), batch)

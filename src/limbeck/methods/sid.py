@@ -22,7 +22,7 @@ class SiD(CriticMethod):
     nu = mean |x0 - R| per sample, without a graph. The student's gradient goes through x0, x_t and the inputs of F and R, whose
     parameters rest. One update of each per step, the critic's first, on samples of its own noise. Published: a = 1.2,
     sigma 2.5 at the start (for `ve` start=0.5), levels from the lower 0.8 of Karras' grid, both rates 1e-5 and a sum over
-    dimensions times 100 where this is a mean. No data are needed but labels.
+    dimensions times 100 where this is a mean. No data are needed but labels, unless `gan_weight` adds dmd2's game.
     """
 
     card = Card(

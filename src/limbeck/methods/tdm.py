@@ -27,7 +27,7 @@ class TDM(CriticMethod):
     noise of the schedule itself from t_{i+1} to t in [t_{i+1}, t_i] (`separate`: every place has levels of its own) or [t_{i+1},
     start]. `distance`: `l2`, whose gradient is twice that of dmd2, or `huber`, sqrt(e^2 + c^2) - c. One update of each per step, the critic's
     first; published: the critic's rate five times the student's (train.trainees), AdamW with betas (0, 0.95), start=0.9 of Stable
-    Diffusion's noise (which is noise alone there; of straight lines it is not, so here it is 1). Sampled by DDIM. No data but conditions.
+    Diffusion's noise (which is noise alone there; of straight lines it is not, so here it is 1). Sampled by DDIM. No data but conditions, unless `gan_weight` adds dmd2's game.
     """
 
     card = Card(

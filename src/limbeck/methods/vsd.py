@@ -24,7 +24,7 @@ class VSD(CriticMethod):
     In terms of x0 the gradient is sigma_t alpha_t (F^w - R^w). One update of each per step, the student's first, on the same
     samples. F begins as the teacher (`critic_lora`: low-rank updates beside its weights, published rank 64 and alpha 108), so the
     first gradient of the student is zero. c is dropped per sample (in the published code per batch). Published rates: 1e-6 for the student, 1e-3 for the critic (train.trainees). `weighting`
-    is the head of the critic's error, before alpha_t^2. No data are needed but conditions.
+    is the head of the critic's error, before alpha_t^2. No data are needed but conditions, unless `gan_weight` adds dmd2's game.
     """
 
     card = Card(
