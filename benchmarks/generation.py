@@ -442,7 +442,7 @@ class Bench:
         """The teacher at few and many steps; the training rows in the place of samples."""
         file = self.folder / "references.json"
         if not file.exists():
-            model = limbeck.Teacher(self.teacher).model
+            model = ring(**RING) if self.name == "ring" else limbeck.Teacher(self.base).model
             found: dict[str, Any] = {
                 f"teacher, {n} steps": [
                     self.measured(model, n, seed, "test", solver="ddim", guidance=1.0) for seed in seeds
