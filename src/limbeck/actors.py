@@ -88,6 +88,8 @@ class Actor:
             places.setdefault(loaded.head.hidden, loaded.taps[loaded.head.hidden])
         for name, path in places.items():
             self.tap(name, path)
+        if isinstance(getattr(self.model, "whose", None), str):  # a network that says in sentences whose it is
+            self.model.whose = self.whose  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self.model).__name__}, view={self.view!r}, taps={self.paths!r})"

@@ -66,7 +66,7 @@ def _other(error: Exception, debug: bool) -> int:
         return fail(str(error), LIMIT if error.reason == "limit" else INTERRUPTED)
     if debug:
         raise error
-    if isinstance(error, (NonFiniteError, CheckpointError, EndpointError)):
+    if isinstance(error, (NonFiniteError, FloatingPointError, CheckpointError, EndpointError)):
         return fail(str(error), FAULT)
     if isinstance(error, OSError) and error.errno in DISK:
         where = f" ({error.filename})" if error.filename else ""
