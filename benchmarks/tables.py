@@ -105,8 +105,11 @@ def build(evidence: Path = HERE / "evidence", results: Path = HERE / "results") 
         if (file := evidence / f"{name}.json").exists():
             parts += [head, told(json.loads(file.read_text()))]
     generators = [json.loads(file.read_text()) for file in sorted(evidence.glob("generation-*.json"))]
+    generators = [found for found in generators if found.get("kind") == "generation"]
     if generators:
         parts += [generation_tables.HEAD, *map(generation_tables.section, generators)]
+    if (file := evidence / "generation-further.json").exists():
+        parts.append(generation_tables.further(json.loads(file.read_text())))
     overheads = sorted(results.glob("overhead*.json"))
     if overheads:
         parts += [OVERHEAD, *(overhead(json.loads(file.read_text())) for file in overheads)]

@@ -62,7 +62,7 @@ def test_less_is_better_in_the_sentences_and_what_the_papers_say_is_looked_at():
     assert "Against endpoints with 1 step, better: dmd2." in page
     assert "Against consistency with 4 steps, better: dmd2." in page
     assert "| DMD2: distribution matching is better than regression to the flow's ends | yes |" in page
-    assert "teacher, 1 steps 0.900" in page
+    assert "teacher, 1 step 0.900" in page
     rows = [line for line in page.splitlines() if line.startswith(("| dmd2 ", "| endpoints", "| consistency"))]
     assert [row.split(" | ")[0] for row in rows] == ["| dmd2", "| endpoints", "| consistency"]
 
@@ -92,3 +92,18 @@ def test_arms_name_methods_that_there_are():
     assert {a.method["use"] for a in ARMS.values()} <= all_methods().keys()
     names = ARMS.keys() | {f"teacher, {n} steps" for n in (1, 2, 4, 20, 100)}
     assert all({one, other} <= names for _, one, other, _, _ in generation_tables.CLAIMS)
+
+
+def test_what_is_beyond_few_steps_is_told_against_its_first_row():
+    values = {"a": [1.0, 1.0], "b": [1.5, 1.7]}
+    against = {"b": {"mean": 0.6, "low": 0.1, "high": 1.1}}
+    facts = {
+        "command": "c",
+        "merging": {"frechet": values, "against": against},
+        "rewarded": {"ink": values, "frechet": values, "against": {"ink": against, "frechet": {}}},
+        "begun": {"recall": values, "against": {"recall": against}},
+        "featured": {"steps": 5, "probe": values, "frechet": values, "against": {"probe": {}, "frechet": against}},
+    }
+    page = generation_tables.further(facts)
+    assert "| b | 1.600 ± 0.141 | +0.600 (+0.100 to +1.100) |" in page
+    assert "| b | 1.600 ± 0.141 |  | 1.600 ± 0.141 | +0.600 (+0.100 to +1.100) |" in page
