@@ -13,7 +13,7 @@ from torch import nn
 
 from limbeck import __version__, layers, spending
 from limbeck.actors import Teacher
-from limbeck.caching import form, packing, wanted
+from limbeck.caching import encoding, form, packing, wanted
 from limbeck.caching.asking import Asker, drawn
 from limbeck.caching.sketch import rows
 from limbeck.caching.writer import Folder, Writer
@@ -92,7 +92,7 @@ def cache(
 def prepare(recipe: Recipe, world: World, folder: Path) -> tuple[Teacher, Data, dict[str, Any], list[str]]:
     """The teacher, ready to be asked; the data; what will be asked, as `cache.json` says it; and sentences about it."""
     data = recipe.build_data()
-    teacher = recipe.build_teacher()
+    teacher = encoding.asked(recipe, data, world)
     if teacher is None:
         raise RecipeError("the recipe has no teacher, so there is nobody to ask. teacher=my_models:Net")
     if teacher.stored:
@@ -112,7 +112,8 @@ def prepare(recipe: Recipe, world: World, folder: Path) -> tuple[Teacher, Data, 
     splits = list(keys.splits or data.splits)
     for name in splits:
         data[name]  # refused where there is none
-    names, why, paired = wanted.signals(recipe, teacher, data, world)
+    generates = isinstance(teacher, encoding.Encoder)
+    names, why, paired = (wanted.encoded if generates else wanted.signals)(recipe, teacher, data, world)
     segmentation = recipe.task.use == "segmentation"
     language = "answer" in data.columns or "answer" in data[splits[0]].__getitems__([0])
     batch = data[splits[0]].__getitems__(list(range(min(_LOOKED_AT if language else 2, len(data[splits[0]])))))
@@ -149,11 +150,12 @@ def prepare(recipe: Recipe, world: World, folder: Path) -> tuple[Teacher, Data, 
         "paired": paired,
         "passes": passes,
         "views": views,
-        "precision": _precision(train.precision, world),
+        "precision": "fp32" if generates else _precision(train.precision, world),  # encoders have one of their own
         "batch": size,
         "bytes_per_row": row,
         "rows_per_shard": form.rows_per_shard(row, size),
         "shards": [],
+        **({"shown": teacher.told} if isinstance(teacher, encoding.Encoder) else {}),
     }
     return teacher, data, header, _said(header, why, splits)
 
@@ -172,7 +174,7 @@ def _said(header: dict[str, Any], why: str, splits: list[str]) -> list[str]:
             f"the teacher's view draws at random: training is asked in {header['views']['count']} views (cache.views), one per epoch, "
             "and the student will be shown the same ones"
         )
-    if "logits" not in header["signals"]:
+    if "logits" not in header["signals"] and "shown" not in header:
         said.append("no logits are stored, so the teacher's own figures will not be known: add logits to cache.signals")
     return said
 

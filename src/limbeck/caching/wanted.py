@@ -11,7 +11,7 @@ from limbeck.engine.course import settle
 from limbeck.engine.processes import World
 from limbeck.engine.trainer import Situation
 from limbeck.engine.validate import to_device
-from limbeck.errors import RecipeError
+from limbeck.errors import RecipeError, nearest
 from limbeck.layers import EMBEDDING, LayerTransfer, embedding, listen
 from limbeck.method import Method, Procedure, Sum, Transfer, name_of
 from limbeck.recipe import Recipe
@@ -52,6 +52,21 @@ def signals(recipe: Recipe, teacher: Teacher, data: Data, world: World) -> tuple
         if name not in shapes:
             raise RecipeError(f"cache.signals: {teacher.lacks(name)}")
     return [name for name in shapes if name in names], why, paired
+
+
+def encoded(recipe: Recipe, teacher: Teacher, data: Data, world: World) -> tuple[list[str], str, Paired]:
+    """The same of generators: the columns that their networks are shown, or those of them that the recipe names.
+
+    Raises:
+        RecipeError: a name that is no such column.
+    """
+    split = next(iter(data.splits.values()))
+    there = list(teacher(to_device(split.__getitems__(list(range(min(2, len(split))))), world.device)))
+    for name in recipe.cache.signals or ():
+        if name not in there:
+            raise RecipeError(f"cache.signals: the networks are not shown '{name}'. {nearest(name, there)}")
+    given = recipe.cache.signals
+    return [name for name in there if given is None or name in given], "as the networks are shown them", Paired()
 
 
 def _read(

@@ -14,6 +14,7 @@ import torch
 
 from limbeck.caching import form
 from limbeck.caching.asking import Asker
+from limbeck.caching.encoding import asked
 from limbeck.caching.writer import Folder, Writer, to_bytes
 from limbeck.engine.processes import World
 from limbeck.engine.trainer import Observer
@@ -72,7 +73,8 @@ class _Worker:
 
     def __init__(self, recipe: Recipe, header: dict[str, Any]):
         world = World.here()
-        data, teacher = recipe.build_data(), recipe.build_teacher()
+        data = recipe.build_data()
+        teacher = asked(recipe, data, world)
         assert teacher is not None
         for member in teacher.members.values():
             member.look_at(data.columns)

@@ -82,6 +82,7 @@ class Data:
         fingerprint: sha256 (hex) that changes with any row or class name; computed here for splits in memory.
         source: where the rows came from: a path, or the function that made them.
         notices: sentences a person should read: what was guessed, split or left out.
+        encoded: of generators: a cache (`limbeck.teachers.stored.Stored`) of what these rows are, encoded.
     """
 
     splits: Mapping[str, Split]
@@ -90,6 +91,7 @@ class Data:
     fingerprint: str = ""
     source: str = ""
     notices: list[str] = field(default_factory=list)
+    encoded: Any = None
 
     def __post_init__(self) -> None:
         if not self.fingerprint:

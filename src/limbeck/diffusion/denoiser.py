@@ -79,6 +79,11 @@ class Denoiser:
         x, condition = self.columns(batch)
         return self.model.encoded(x) if data and x is not None else None, self.model.understood(condition)
 
+    def understands_as(self, other: Denoiser) -> bool:
+        """Whether both are given the same condition of a batch, and it means the same tensors to them."""
+        views = [who.actor.view.spec() if who.actor.view is not None else None for who in (self, other)]
+        return views[0] == views[1] and self.model.understands_as(other.model)
+
     def columns(self, batch: Mapping[str, Any]) -> tuple[Values | None, Any]:
         """The columns of data and of conditions as the actor's own view shows them; None where it shows none."""
         args, kwargs = self.actor.shown(batch)

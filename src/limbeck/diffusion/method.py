@@ -129,8 +129,11 @@ class DiffusionMethod(Method):
 
     def example(self, rows: int = 16) -> Batch:
         """The first training rows, where the student is."""
-        split = self.data.splits["train"]
-        return on_device(self.student, split.__getitems__(list(range(min(rows, len(split))))))
+        split, stored = self.data.splits["train"], self.data.encoded
+        batch = split.__getitems__(list(range(min(rows, len(split)))))
+        if stored is not None:  # training rows may be stored in random views alone
+            batch = {**batch, "view_seed": stored.view_seeds(batch["id"], self.progress.seed, 0)}
+        return on_device(self.student, batch)
 
     def make_target(self) -> None:
         """A second network like the student's that follows it slowly: `self.target`, asked through `self.follower`; see `follow`."""
@@ -305,7 +308,7 @@ class DiffusionMethod(Method):
     def _look_at_data(self) -> None:
         """Data of the wrong range are refused; a teacher whose answers look like another head's is spoken of."""
         batch = self.example()
-        x, _ = self.generator.columns(batch)
+        x, _ = self.generator.columns({name: value for name, value in batch.items() if name != "view_seed"})
         if x is not None:
             self.generator.model.refuse(x, "student")
         learnt = [who for who in self.references.values() if next(who.model.parameters(), None) is not None]

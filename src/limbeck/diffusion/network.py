@@ -104,6 +104,14 @@ class DiffusionNetwork(nn.Module):
         """What was denoised as data again."""
         return x
 
+    def encoders(self) -> dict[str, nn.Module]:
+        """Who makes latents of data and tensors of texts, by name; they never learn, so what they say can be stored."""
+        return {}
+
+    def understands_as(self, other: DiffusionNetwork) -> bool:
+        """Whether the same condition means the same tensors to both, so that it is encoded once."""
+        return False
+
     def understood(self, condition: Any) -> dict[str, Tensor]:
         """A column of conditions as tensors by the keywords of `predict`: labels as they are, texts as a text encoder has them."""
         return {} if condition is None else {"condition": condition}

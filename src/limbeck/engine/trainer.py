@@ -87,6 +87,7 @@ class Trainer:
         self.stage, self.situation, self.settings = stage, situation, settings
         self.method, self.world = stage.method, situation.world
         data: Data = stage.data or situation.data
+        seen = data.encoded or situation.teacher
         self.loader = Loader(
             data.splits["train"],
             settings.batch_size,
@@ -95,7 +96,7 @@ class Trainer:
             workers=settings.workers,
             rank=self.world.rank,
             world=self.world.size,
-            view_seeds=situation.teacher.view_seeds if situation.teacher is not None else seeds_for,
+            view_seeds=seeds_for if seen is None else seen.view_seeds,
         )
         per_epoch = self.loader.steps_per_epoch
         self.steps = settings.steps if settings.steps is not None else (settings.epochs or 0) * per_epoch

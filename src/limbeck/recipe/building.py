@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -76,9 +77,14 @@ def _load(keys: DataKeys, only: str | None) -> Data:
     args: dict[str, Any] | None = keys.args or None
     if callable(path) and not hasattr(path, "__getitem__"):
         path, args = path(**keys.args), None
-    return load_data(
+    found = load_data(
         path, columns=keys.columns, split=keys.split, id=keys.id, args=args, skip_bad=keys.skip_bad, only=only
     )
+    if keys.encoded is None:
+        return found
+    from limbeck.diffusion.encoded import opened
+
+    return replace(found, encoded=opened(keys.encoded, found))
 
 
 def language(keys: TaskKeys, found: Data) -> Literal["chat", "text"] | None:

@@ -99,9 +99,9 @@ class TaskKeys(Section):
 
 
 class DataKeys(Section):
-    """`{path, columns, split, id, args, skip_bad}`; of language tasks also `{length, pack}`.
+    """`{path, columns, split, id, args, skip_bad}`; of language tasks also `{length, pack}`, of generators `{encoded}`.
 
-    `length`: the most tokens of a row; None: what the student can read. `pack`: several short texts in one row.
+    `encoded`: the folder of a cache of their latents and encoded texts. `length`: the most tokens of a row; None: what the student can read. `pack`: several short texts in one row.
     """
 
     path: Any
@@ -112,6 +112,11 @@ class DataKeys(Section):
     skip_bad: bool = False
     length: Annotated[int, Field(ge=2)] | None = None
     pack: bool = False
+    encoded: str | None = None
+
+    def plain(self) -> dict[str, Any]:
+        found = super().plain()
+        return found if self.encoded else {name: value for name, value in found.items() if name != "encoded"}
 
     @field_validator("path", mode="before")
     @classmethod

@@ -57,6 +57,10 @@ class Companions:
         finally:
             setattr(self.pipeline, name, None)
 
+    def parts(self, beginning: str) -> dict[str, nn.Module]:
+        """The networks whose names begin so."""
+        return {name: self.part(name) for name in self._modules() if name.startswith(beginning)}
+
     def near(self, device: torch.device) -> None:
         """Everything where the network is."""
         for name in self._modules():
@@ -131,6 +135,14 @@ class DiffusersNetwork(DiffusionNetwork):
                 f"the latents have a standard deviation of {std:.3g}, and the {whose} denoises such of about 1: they were not multiplied by the "
                 f"autoencoder's scaling_factor, {factor:g}."
             )
+
+    def encoders(self) -> dict[str, nn.Module]:
+        texts = {} if self.conditions != "text" else self.companions.parts("text_encoder")
+        return ({} if self._autoencoder() is None else {"autoencoder": self._autoencoder()}) | texts
+
+    def understands_as(self, other: DiffusionNetwork) -> bool:
+        alike = isinstance(other, DiffusersNetwork) and other.companions is self.companions
+        return alike and self.conditions == "text" and type(self.call) is type(other.call)
 
     @torch.no_grad()
     def encoded(self, x: Values) -> Values:
@@ -358,6 +370,8 @@ def unsaid(model: DiffusersNetwork, sampler: Sampler) -> list[str]:
         told.append(
             "The student can be told what is not wanted (negative_condition, strength); the pipeline alone cannot: at guidance_scale=1 it hears no negative_prompt."
         )
+    if hasattr(model, "route"):
+        told.append("The student is told its own features; the pipeline alone is the network without that.")
     if hasattr(model, "base"):
         told.append(
             "The student begins its samples with its base model, which gives them back their diversity; the pipeline alone is the few-step network without it."
