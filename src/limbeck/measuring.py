@@ -102,7 +102,7 @@ def evaluate(
             view = member.look_at(found.columns)
             view.check(list(found.columns), member.whose, found.source)
             member.model.eval()
-        return measure(actor, once, task, checks=list(asked.values()), **more)
+        return measure(actor, once, task, checks=asked.values(), **more)
 
     top = measured(teacher) if teacher is not None else None
     own = measured(student, against=top, judge=teacher) if of == "student" else top

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from limbeck.engine.processes import World
 from limbeck.engine.validate import Batches, outputs_of
 from limbeck.errors import RecipeError
 from limbeck.evaluation import calibration, fidelity, memory, quality, speed
-from limbeck.evaluation.checks import chosen
+from limbeck.evaluation.checks import Check, chosen
 from limbeck.evaluation.judged import Watched, further_rounds, judges_of
 from limbeck.evaluation.missing import missing
 from limbeck.evaluation.speculative import fits, speculative
@@ -41,7 +41,7 @@ def measure(
     once: Batches,
     task: Task,
     *,
-    checks: Sequence[str | Mapping[str, Any]] = ("quality",),
+    checks: Iterable[str | Mapping[str, Any] | Check] = ("quality",),
     world: World | None = None,
     against: Measured | None = None,
     judge: Actor | None = None,
@@ -95,8 +95,8 @@ def measure(
         "figures": figures,
     }
     further_rounds(actor, once, watched, world)
-    for judge in watched.judges:
-        found, facts = judge.figures(world)
+    for sees in watched.judges:
+        found, facts = sees.figures(world)
         figures |= found
         measured.entry["judged"] = measured.entry.get("judged", {}) | facts
     if isinstance(actor, Mixture) and actor.generates:

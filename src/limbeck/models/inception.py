@@ -90,7 +90,7 @@ def _b(channels: int) -> Mixed:
 def _c(channels: int, c: int) -> Mixed:
     once = [("branch7x7_1", c, 1), ("branch7x7_2", c, (1, 7)), ("branch7x7_3", 192, (7, 1))]
     name = "branch7x7dbl_"
-    twice = [(f"{name}1", c, 1), (f"{name}2", c, (7, 1)), (f"{name}3", c, (1, 7))]
+    twice: list[Any] = [(f"{name}1", c, 1), (f"{name}2", c, (7, 1)), (f"{name}3", c, (1, 7))]
     twice += [(f"{name}4", c, (7, 1)), (f"{name}5", 192, (1, 7))]
     return Mixed(channels, [("branch1x1", 192, 1)], once, twice, ["mean", ("branch_pool", 192, 1)])
 
@@ -103,7 +103,7 @@ def _d(channels: int) -> Mixed:
 
 def _e(channels: int, pool: str) -> Mixed:
     fork = [("branch3x3_1", 384, 1), ("branch3x3_2a", 384, (1, 3)), ("branch3x3_2b", 384, (3, 1))]
-    double = [("branch3x3dbl_1", 448, 1), ("branch3x3dbl_2", 384, 3)]
+    double: list[Any] = [("branch3x3dbl_1", 448, 1), ("branch3x3dbl_2", 384, 3)]
     double += [("branch3x3dbl_3a", 384, (1, 3)), ("branch3x3dbl_3b", 384, (3, 1))]
     return Mixed(channels, [("branch1x1", 320, 1)], fork, double, [pool, ("branch_pool", 192, 1)])
 

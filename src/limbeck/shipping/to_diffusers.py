@@ -182,7 +182,7 @@ def _conditions(package: Package) -> tuple[dict[str, Any], dict[str, Tensor]]:
     view, rows = package.student.view, package.rows
     column = None if view is None else view.named.get("condition")
     batch = {} if rows is None or column is None else rows.batch(rows.split, SAMPLES)
-    found = batch.get(column)
+    found = None if column is None else batch.get(column)
     if model.conditions == "class":
         labels = [0] * SAMPLES if found is None else [int(k) for k in found]
         labels = (labels * SAMPLES)[:SAMPLES]
