@@ -206,7 +206,7 @@ def make(folder: Path, count: int = 800, steps: int = 1500) -> None:
         task="generation",
         data=folder / "photos",
         student=folder / "start",
-        method={"use": "denoising", "sampling_steps": 20, "solver": "ddim", "guidance": 2.0},
+        method={"use": "denoising", "sampling_steps": 20, "solver": "ddim"},
         train={"steps": steps, "batch_size": 32, "lr": 1e-3, "ema": 0.99},
         control="none",
         export=["diffusers"],
