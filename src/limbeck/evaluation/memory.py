@@ -25,13 +25,13 @@ def peak_bytes(function: Callable[[], Any]) -> int:
         with torch.no_grad():
             function()
         return torch.cuda.max_memory_allocated() - before
-    watch = _Watch()
+    watch = Watch()
     with torch.no_grad(), watch:
         function()
     return watch.peak
 
 
-class _Watch(TorchDispatchMode):
+class Watch(TorchDispatchMode):
     """Counts the storages that appear in results of operations, and those that are let go."""
 
     def __init__(self) -> None:
