@@ -114,12 +114,13 @@ def test_versions_are_numbers_not_text(tmp_path: Path, written: str):
 
 def test_every_recipe_that_comes_with_the_package_resolves_and_builds():
     names = files.named()
-    assert {"chat", "digits-kd", "digits-mst"} <= names.keys()
+    assert {"chat", "digits-kd", "digits-mst", "few-step"} <= names.keys()
     for name in names:
         recipe = Recipe.load(name)
-        if name == "chat":  # teacher, student and data are the user's words
-            recipe = Recipe.load(name, "student=my_models:Small", "teacher=my_models:Small", "data=chat.jsonl")
+        if name in ("chat", "few-step"):  # teacher, student and data are the user's words
+            recipe = Recipe.load(name, "student=my_models:Small", "teacher=my_models:Small", "data=mine")
             assert recipe.build_plan() is not None
+            assert Recipe.of(recipe.to_mapping()) == recipe
             continue
         assert recipe.build_student().parameters_count() > 0
         assert recipe.build_teacher() is not None
