@@ -65,7 +65,7 @@ def test_peers_and_their_optimisers_survive_a_kill(tmp_path):
 def test_no_gradient_enters_the_opinion_of_the_others():
     where, method = situation(teacher=False), DML(peers=2)
     batch = settled(method, where)
-    heard = torch.stack([actor(batch)["logits"] for name, actor in method.actors.items() if name != "peer1"], 1)
+    heard = torch.stack([actor(batch)["logits"] for name, actor in method.everyone.items() if name != "peer1"], 1)
     method.among("peer1", batch | {"dml_others": heard.detach()}).total().backward()
     assert all(p.grad is not None for p in method.networks[0].parameters())
     for net in (where.student.model, method.networks[1]):
@@ -89,7 +89,7 @@ def test_peers_that_agree_learn_the_task_alone():
     where, method = situation(teacher=False), DML()
     batch = settled(method, where)
     method.networks[0].load_state_dict(where.student.model.state_dict())
-    heard = method.actors["peer1"](batch)["logits"].detach().unsqueeze(1)
+    heard = method.everyone["peer1"](batch)["logits"].detach().unsqueeze(1)
     loss = method.among("student", batch | {"dml_others": heard})
     assert loss.parts["mutual"].sum.item() == 0
     torch.testing.assert_close(loss.total(), F.cross_entropy(where.student.model(batch["x"]), batch["label"]))
@@ -160,7 +160,7 @@ def test_dense_logits_are_compared_pixel_by_pixel():
 
             return Loss.mean("task", signals["logits"].sum((1, 2, 3)) * 0)
 
-    method.actors["student"] = Said()
+    method.everyone["student"] = Said()
     object.__setattr__(method, "task", NoTask())
     z, others = torch.randn(2, 3, 4, 5), torch.randn(2, 1, 3, 4, 5)
     loss = method.among("student", {"z": z, "dml_others": others})

@@ -166,7 +166,9 @@ def unfit(tokens: Tokens | None, target: Actor | None, task: str | None = None) 
     if target is None:
         return f"{who}, and there is no teacher. {leave}, or give one"
     if isinstance(target, Teacher) and len(target.members) > 1:
-        return f"{who}, and these are several teachers, of whom none alone has the last word. {leave}, or give one of them"
+        return (
+            f"{who}, and these are several teachers, of whom none alone has the last word. {leave}, or give one of them"
+        )
     if next(iter(target.model.parameters()), None) is None:
         where = target.source.describe()
         return f"{who}, which reads what both write, and this teacher is no network here ({where}). {leave}, or give the teacher itself"

@@ -54,10 +54,10 @@ class DML(Method):
             raise RecipeError("dml.peers is an empty list; a network cannot learn from itself alone. Give peers=1.")
         others = [self._alike() if given is None else self._given(given) for given in listed]
         self.networks = nn.ModuleList(actor.model for actor in others)
-        self.actors = {"student": self.student} | {f"peer{i}": actor for i, actor in enumerate(others, 1)}
+        self.everyone = {"student": self.student} | {f"peer{i}": actor for i, actor in enumerate(others, 1)}
         split = self.data.splits["train"]
         probe = on_device(self.student, split.__getitems__(list(range(min(2, len(split))))))
-        for name, actor in self.actors.items():
+        for name, actor in self.everyone.items():
             shape = actor.probe(probe).get("logits")
             if shape != self.student.shapes.get("logits"):
                 raise RecipeError(
@@ -80,23 +80,25 @@ class DML(Method):
         return actor
 
     def trainees(self) -> dict[str, list[nn.Module | nn.Parameter]]:
-        return {name: [actor.model] for name, actor in self.actors.items()}
+        return {name: [actor.model] for name, actor in self.everyone.items()}
 
     def learn(self, batch: Batch, progress: Progress) -> Generator[Update, Outcome, None]:
         said = (
-            {name: actor(batch)["logits"] for name, actor in self.actors.items()}
+            {name: actor(batch)["logits"] for name, actor in self.everyone.items()}
             if self.order == "simultaneous"
             else {}
         )
-        for name in self.actors:
+        for name in self.everyone:
             heard = [
-                said[other] if said else actor(batch)["logits"] for other, actor in self.actors.items() if other != name
+                said[other] if said else actor(batch)["logits"]
+                for other, actor in self.everyone.items()
+                if other != name
             ]
             yield Update(name, partial(self.among, name), batch | {"dml_others": torch.stack(heard, 1)})
 
     def among(self, name: str, batch: Batch) -> Loss:
         """What one network learns, given what the others say: `dml_others` [batch, others, classes, ...]."""
-        signals, others = self.actors[name](batch), batch["dml_others"]
+        signals, others = self.everyone[name](batch), batch["dml_others"]
         ours = signals["logits"].unsqueeze(1).expand_as(others)
         apart = partial(kl, temperature=self.temperature, scale=False, dim=2)
         back = partial(reverse_kl, temperature=self.temperature, scale=False, dim=2)
