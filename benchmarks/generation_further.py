@@ -233,19 +233,22 @@ def told(found: dict[str, list[float]], base: str) -> dict[str, Any]:
 
 def main() -> None:
     given = words(__doc__, "generation")
-    further = Further(given)
-    facts = {
+    further, file = Further(given), given.out / "generation-further.json"
+    facts: dict[str, Any] = {
         "dataset": "generation-further",
         "command": "python -m benchmarks.generation_further --packs FOLDER",
         "seeds": given.seeds,
-        "merging": further.merging(given.seeds),
-        "rewarded": further.rewarded(given.seeds),
-        "begun": further.begun(given.seeds),
-        "featured": further.featured(given.seeds, FEATURED),
     }
-    file = given.out / "generation-further.json"
-    file.write_text(json.dumps(facts, indent=1) + "\n")
-    print(file)
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "merging": lambda: further.merging(given.seeds),
+        "rewarded": lambda: further.rewarded(given.seeds),
+        "begun": lambda: further.begun(given.seeds),
+        "featured": lambda: further.featured(given.seeds, FEATURED),
+    }
+    for name, part in parts.items():  # written after each, so that a stop loses none
+        facts[name] = part()
+        file.write_text(json.dumps(facts, indent=1) + "\n")
+        print(file, name)
 
 
 if __name__ == "__main__":

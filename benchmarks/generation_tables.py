@@ -63,8 +63,10 @@ def section(found: Mapping[str, Any]) -> str:
     by = _by(found)
     for name in ordered(found):
         arms = {n: by.get((name, n)) for n in counts}
+        if not any(arm is not None and arm["finished"] + len(arm["failed"]) for arm in arms.values()):
+            continue
         least = next(arm for arm in arms.values() if arm is not None)
-        cells = ["" if arm is None else _shown(arm, metric) for arm in arms.values()]
+        cells = ["" if arm is None else _shown(arm, metric, len(found["seeds"])) for arm in arms.values()]
         more = [f"{least['mean'][key]:.2f}" if key in least["mean"] else "" for key in further]
         trained = " / ".join(dict.fromkeys(f"{arm['steps']:,}" for arm in arms.values() if arm is not None))
         lines.append(f"| {name} | {' | '.join([*cells, *more])} | {trained} |")
@@ -84,11 +86,12 @@ def _by(found: Mapping[str, Any]) -> dict[tuple[str, int], Mapping[str, Any]]:
     return {(arm["arm"], arm["evaluations"]): arm for arm in found["arms"]}
 
 
-def _shown(arm: Mapping[str, Any], metric: str) -> str:
+def _shown(arm: Mapping[str, Any], metric: str, seeds: int) -> str:
     if not arm["mean"]:
         return "failed"
     row = {"mean": arm["mean"][metric], "sd": arm["sd"].get(metric)}
-    return spread(row) + (f" ({len(arm['failed'])} failed)" if arm["failed"] else "")
+    failed = f" ({len(arm['failed'])} failed)" if arm["failed"] else ""
+    return spread(row) + (failed or (f" ({arm['finished']} of {seeds} seeds)" if arm["finished"] < seeds else ""))
 
 
 def _references(found: Mapping[str, Any]) -> str:
@@ -147,28 +150,36 @@ On the 8x8 digits, with the teacher of above: what four methods are for that no 
 
 
 def further(found: Mapping[str, Any]) -> str:
-    """DMM, PSO, diversity and DDAE++."""
-    merging, rewarded, begun, featured = (found[name] for name in ("merging", "rewarded", "begun", "featured"))
-    parts = [
-        FURTHER,
-        "**DMM.** Three teachers (inverted, bold, slanted digits) become one student that is told which to be. Frechet distance of its samples to "
-        "those of the teacher that it is to be, mean of the three:\n",
-        *_rows("one network for three styles", {"frechet": merging["frechet"]}, {"frechet": merging["against"]}),
-        "",
-        "**PSO.** A student of four steps (DMD2) is to draw bolder; the reward is the mean ink. Beside it the same number of steps of denoising on the "
-        "boldest third of the data:\n",
-        *_rows("four steps", {name: rewarded[name] for name in ("ink", "frechet")}, rewarded["against"]),
-        "",
-        "**Diversity.** The teacher takes the first of the four steps, as many as the row says:\n",
-        *_rows("steps of the teacher", {name: begun[name] for name in begun if name != "against"}, begun["against"]),
-        "",
-        f"**DDAE++.** Networks trained from nothing for {featured['steps']:,} steps, without classes, all on augmented data; accuracy of a linear "
-        "probe of their features on test rows (layer and noise level chosen on validation), and Frechet distance of samples of 20 steps:\n",
-        *_rows("training", {name: featured[name] for name in ("probe", "frechet")}, featured["against"]),
-        "",
-        f"Again: `{found['command']}`\n",
-    ]
-    return "\n".join(parts)
+    """DMM, PSO, diversity and DDAE++, as far as they were measured."""
+    parts = [FURTHER]
+    if merging := found.get("merging"):
+        parts += [
+            "**DMM.** Three teachers (inverted, bold, slanted digits) become one student that is told which to be. Frechet distance of its samples "
+            "to those of the teacher that it is to be, mean of the three:\n",
+            *_rows("one network for three styles", {"frechet": merging["frechet"]}, {"frechet": merging["against"]}),
+            "",
+        ]
+    if rewarded := found.get("rewarded"):
+        parts += [
+            "**PSO.** A student of four steps (DMD2) is to draw bolder; the reward is the mean ink. Beside it the same number of steps of denoising on "
+            "the boldest third of the data:\n",
+            *_rows("four steps", {name: rewarded[name] for name in ("ink", "frechet")}, rewarded["against"]),
+            "",
+        ]
+    if begun := found.get("begun"):
+        parts += [
+            "**Diversity.** The teacher takes the first of the four steps, as many as the row says:\n",
+            *_rows("its steps", {name: begun[name] for name in begun if name != "against"}, begun["against"]),
+            "",
+        ]
+    if featured := found.get("featured"):
+        parts += [
+            f"**DDAE++.** Networks trained from nothing for {featured['steps']:,} steps, without classes, all on augmented data; accuracy of a linear "
+            "probe of their features on test rows (layer and noise level chosen on validation), and Frechet distance of samples of 20 steps:\n",
+            *_rows("training", {name: featured[name] for name in ("probe", "frechet")}, featured["against"]),
+            "",
+        ]
+    return "\n".join([*parts, f"Again: `{found['command']}`\n"])
 
 
 def _rows(head: str, figures: Mapping[str, Mapping[str, list[float]]], against_: Mapping[str, Any]) -> list[str]:

@@ -107,3 +107,9 @@ def test_what_is_beyond_few_steps_is_told_against_its_first_row():
     page = generation_tables.further(facts)
     assert "| b | 1.600 ± 0.141 | +0.600 (+0.100 to +1.100) |" in page
     assert "| b | 1.600 ± 0.141 |  | 1.600 ± 0.141 | +0.600 (+0.100 to +1.100) |" in page
+    assert "**DMM.**" not in generation_tables.further({"command": "c", "begun": facts["begun"]})
+
+
+def test_fewer_seeds_than_the_others_are_said():
+    page = generation_tables.section(found(arm("endpoints", 1, [0.5, 0.6, 0.7]), arm("dmd2", 1, [0.4])))
+    assert "| dmd2 | 0.400 (1 of 3 seeds) |" in page
