@@ -99,7 +99,7 @@ def test_a_generators_pictures_are_scored_with_its_prompts_and_beside_them_the_r
 
 def test_the_scale_only_scales(place):
     judges = [Fit(Clip(str(place)), scale) for scale in (100.0, 2.5)]
-    batch, x = {"text": ["a red disc", "a"]}, torch.rand(2, 3, 16, 16)
+    batch, x = {"text": ["a red disc", "a"], "id": torch.arange(2)}, torch.rand(2, 3, 16, 16)
     for judge in judges:
         judge.see(x, x, batch)
     one, other = (judge.figures(World())[0]["clip_score"] for judge in judges)

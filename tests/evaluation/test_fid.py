@@ -61,7 +61,7 @@ def pictures(count=40, seed=0, side=4):
 
 def distance(made, real, **options):
     judge = Distance(Eye("eyes_of_tests:Means", **options), batch_size=7)
-    judge.see(made, real, {})
+    judge.see(made, real, {"id": torch.arange(len(made))})
     return judge.figures(World())
 
 
@@ -150,11 +150,34 @@ def test_only_the_features_of_inception_make_it_the_fid(monkeypatch):
     assert Eye("weights.pth", "output.logits").figure == "frechet_Small"
     judge = Distance(Eye())
     made, real = pictures(20, 1), pictures(20, 2)
-    judge.see(made, real, {})
+    judge.see(made, real, {"id": torch.arange(20)})
     figures, facts = judge.figures(World())
     means = [x.expand(-1, 3, -1, -1).mean((2, 3)) for x in (made, real)]
     assert figures["fid"] == pytest.approx(frechet(*means), rel=1e-4)
     assert facts["fid"]["features"] == inception.URL
+
+
+def test_several_processes_see_what_one_sees(networks):
+    """Two processes with every second row each, the last one a ghost's, who are asked for the first five."""
+    made, real, ids = pictures(9, 1), pictures(9, 2), torch.arange(9)
+
+    class Two(World):
+        def gather_rows(self, rows):
+            return torch.cat([parts.pop(0) for parts in kept]), 0
+
+    def seen(rows, samples=5):
+        judge = Distance(Eye("eyes_of_tests:Means"), samples=samples)
+        for i in rows:
+            judge.see(made[i : i + 1], real[i : i + 1], {"id": ids[i : i + 1]})
+        return judge
+
+    one, first, second = seen(range(9)), seen(range(0, 9, 2)), seen(range(1, 9, 2))
+    kept = [[torch.cat(part) for part in (judge.made, judge.ids, judge.real)] for judge in (first, second)]
+    alone, _ = one.figures(World())
+    together, facts = first.figures(Two())
+    assert facts["frechet_Means"]["generated"] == 5
+    assert together == pytest.approx(alone)
+    assert len(one.made) == 5  # more are not looked at
 
 
 def test_a_network_that_is_nowhere_is_refused(monkeypatch):

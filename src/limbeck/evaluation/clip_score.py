@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from limbeck.engine.processes import World
 from limbeck.errors import RecipeError
 from limbeck.evaluation.checks import CLIP
-from limbeck.evaluation.pictures import Pictures, looked_at
+from limbeck.evaluation.pictures import Judge, Pictures
 
 _TEXTS = ("prompt", "text", "caption")
 
@@ -87,40 +87,22 @@ class Clip:
         return (pictures[..., top : top + self.side, left : left + self.side] - self.mean) / self.std
 
 
-class Fit:
-    """The judge: the mean score of generated pictures with their prompts, and beside it that of the real ones."""
+class Fit(Judge):
+    """The mean score of generated pictures with their prompts, and beside it that of the real ones."""
+
+    check = "clip-score"
 
     def __init__(self, clip: Clip, scale: float = 100.0, samples: int | None = None, batch_size: int = 64) -> None:
-        self.clip, self.scale, self.samples, self.batch_size = clip, scale, samples, batch_size
-        self.made: list[Tensor] = []
-        self.real: list[Tensor] = []
-        self.signed: bool | None = None
+        super().__init__(samples, batch_size)
+        self.clip, self.scale = clip, scale
 
-    def see(self, made: Tensor, real: Tensor | None, batch: Mapping[str, Any]) -> None:
-        texts = texts_of(batch)
-        if real is not None:
-            self.signed = bool(real.min() < -0.05) if self.signed is None else self.signed
-            self.real += self._scores(real, texts)
-        if self.samples is None or sum(map(len, self.made)) < self.samples:
-            self.made += self._scores(made, texts)
+    def look(self, pictures: Pictures, batch: Mapping[str, Any]) -> Float[Tensor, "batch"]:
+        return clip_score(*self.clip(pictures, texts_of(batch)), self.scale)
 
     def figures(self, world: World) -> tuple[dict[str, float], dict[str, Any]]:
-        made, real = (world.gather_rows(torch.cat(kept).to(world.device))[0] for kept in (self.made, self.real))
-        made = made[: self.samples]
-        facts = {
-            "model": self.clip.place,
-            "scale": self.scale,
-            "generated": len(made),
-            "of_the_data": float(real.mean()),
-        }
-        return {"clip_score": float(made.mean())}, {"clip_score": facts}
-
-    def _scores(self, pictures: Tensor, texts: Sequence[str]) -> list[Tensor]:
-        pictures = looked_at(pictures, bool(self.signed), "clip-score")
-        return [
-            clip_score(*self.clip(piece, texts[i * self.batch_size : (i + 1) * self.batch_size]), self.scale).cpu()
-            for i, piece in enumerate(pictures.split(self.batch_size))
-        ]
+        made, real = self.gathered(world)
+        facts = {"model": self.clip.place, "scale": self.scale, "generated": len(made)}
+        return {"clip_score": float(made.mean())}, {"clip_score": facts | {"of_the_data": float(real.mean())}}
 
 
 def texts_of(batch: Mapping[str, Any]) -> list[str]:

@@ -20,7 +20,7 @@ from limbeck.actors import Actor
 from limbeck.engine.processes import World
 from limbeck.errors import RecipeError
 from limbeck.evaluation.generation import frechet
-from limbeck.evaluation.pictures import Pictures, as_large_as, looked_at
+from limbeck.evaluation.pictures import Judge, Pictures
 from limbeck.models import inception
 from limbeck.models.adapters.columns import last_linear
 from limbeck.views import View
@@ -94,32 +94,23 @@ class Eye:
         return any(name in heard and heard[name] is not None for name in _GIVEN)
 
 
-class Distance:
-    """The judge: features of what is generated and of what is real, each picture in 256 levels, and their distance."""
+class Distance(Judge):
+    """Features of what is generated and of what is real, each picture in 256 levels, and their distance."""
+
+    check = "fid"
 
     def __init__(self, eye: Eye, samples: int | None = None, batch_size: int = 64) -> None:
-        self.eye, self.samples, self.batch_size = eye, samples, batch_size
-        self.made: list[Tensor] = []
-        self.real: list[Tensor] = []
-        self.signed: bool | None = None
+        super().__init__(samples, batch_size)
+        self.eye = eye
 
-    def see(self, made: Tensor, real: Tensor | None, batch: Mapping[str, Any]) -> None:
-        if real is not None:
-            self.signed = bool(real.min() < -0.05) if self.signed is None else self.signed
-            self.real += self._features(as_large_as(real, made))
-        if self.samples is None or sum(map(len, self.made)) < self.samples:
-            self.made += self._features(made)
+    def look(self, pictures: Pictures, batch: Mapping[str, Any]) -> Float[Tensor, "batch dims"]:
+        return self.eye(pictures)
 
     def figures(self, world: World) -> tuple[dict[str, float], dict[str, Any]]:
-        made, real = (world.gather_rows(torch.cat(kept).to(world.device))[0] for kept in (self.made, self.real))
-        made = made[: self.samples]
+        made, real = self.gathered(world)
         distance = frechet(made, real) if min(len(made), len(real)) > 1 else math.nan
         facts = {"features": self.eye.source, "dims": made.shape[1], "generated": len(made), "real": len(real)}
         return {self.eye.figure: distance}, {self.eye.figure: facts}
-
-    def _features(self, pictures: Tensor) -> list[Tensor]:
-        pictures = looked_at(pictures, bool(self.signed), "fid")
-        return [self.eye(piece).cpu() for piece in pictures.split(self.batch_size)]
 
 
 class _Vision(nn.Module):

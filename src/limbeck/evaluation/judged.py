@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,20 +15,9 @@ from limbeck.engine.processes import World
 from limbeck.engine.validate import Batches
 from limbeck.errors import RecipeError
 from limbeck.evaluation.checks import Check, ClipScore, Fid
+from limbeck.evaluation.pictures import Judge
 from limbeck.signals import Signals
 from limbeck.tasks import Task
-
-
-class Judge(Protocol):
-    """Something that looks at pictures and has figures of them in the end."""
-
-    samples: int | None
-
-    def see(self, made: Tensor, real: Tensor | None, batch: Mapping[str, Any]) -> None:
-        """Look at what was generated for these rows, and the first time at the real ones."""
-
-    def figures(self, world: World) -> tuple[dict[str, float], dict[str, Any]]:
-        """Figures, and facts about how they came about."""
 
 
 class Watched:
