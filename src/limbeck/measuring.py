@@ -14,6 +14,7 @@ from limbeck.engine import validate
 from limbeck.engine.processes import World
 from limbeck.errors import RecipeError
 from limbeck.evaluation.checks import chosen
+from limbeck.evaluation.judged import refuse_unfit
 from limbeck.evaluation.measure import Measured, measure
 from limbeck.evaluation.retention import retention
 from limbeck.evaluation.speculative import unfit
@@ -88,6 +89,7 @@ def evaluate(
     refuse_other_classes(student, found, task)
     known = {choice["use"]: choice for choice in recipe.evaluate_choices()}
     asked = chosen(list(known.values()) if checks is None else [known.get(name, name) for name in checks], options)
+    refuse_unfit(asked, task, found, getattr(student.model, "shape", None))
     teacher = recipe.build_teacher() if of == "teacher" or {"fidelity", "writing", "speculative"} & {*asked} else None
     if teacher is None and of == "teacher":
         raise RecipeError(f"{place} has no teacher to measure.")
