@@ -47,3 +47,18 @@ def test_what_is_trained_on_stays_whole_and_the_fingerprint_is_that_of_all():
     assert recipe.full == {"train": ROWS + 5, "test": ROWS + 5}
     assert recipe.data_bytes == 2 * (ROWS + 5) * (4 + 8 + 8)
     assert short.fingerprint == data.fingerprint
+
+
+def test_checks_look_at_one_sample_for_each_row_however_many_are_wanted():
+    asked = [
+        {"use": "fid", "samples": 10000, "classifier": "weights.pth"},
+        "clip-score",
+        {"use": "speed", "batch_size": 1},
+    ]
+    recipe = ShortRecipe({"evaluate": asked})
+    assert recipe.evaluate_choices() == [
+        {"use": "fid", "classifier": "weights.pth", "layer": None},
+        {"use": "clip-score"},
+        {"use": "speed", "batch_size": 1, "repeats": 20},
+    ]
+    assert recipe.evaluate[0]["samples"] == 10000  # what will be run

@@ -41,13 +41,15 @@ def judges_of(checks: Mapping[str, Check], device: torch.device) -> list[Judge]:
     Raises:
         RecipeError: one of them cannot be had.
     """
-    from limbeck.evaluation import clip_score, fid
-
     found: list[Judge] = []
     for one in checks.values():
         if isinstance(one, Fid):
+            from limbeck.evaluation import fid
+
             found.append(fid.Distance(fid.Eye(one.classifier, one.layer, device), one.samples))
         elif isinstance(one, ClipScore):
+            from limbeck.evaluation import clip_score
+
             found.append(clip_score.Fit(clip_score.Clip(one.model, device), one.scale, one.samples))
     return found
 
