@@ -1,6 +1,7 @@
 """Inception v3 of the FID: the numbers of torch-fidelity's network on the same weights, its file, and files of other networks."""
 
 import math
+from functools import cache
 from urllib.error import URLError
 
 import pytest
@@ -13,6 +14,7 @@ from limbeck.models.inception import Inception, load
 from limbeck.randomness import normal, uniform
 
 
+@cache
 def weights():
     """Weights that anybody draws again, in the names and shapes of the published file."""
     with torch.device("meta"):
