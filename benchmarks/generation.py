@@ -44,16 +44,12 @@ RING = {"modes": 8, "std": 0.05, "labels": [0, 1] * 4}
 
 @dataclass(frozen=True)
 class Arm:
-    """A method, the numbers of steps it is trained for, and those it is measured at (None: the one it was trained for).
-
-    `critic` is how many times the student's learning rate the critic (of gdd: the judge) has, as published.
-    """
+    """A method, the numbers of steps it is trained for, and those it is measured at (None: the one it was trained for)."""
 
     method: dict[str, Any]
     trained: tuple[int, ...] = (1,)
     measured: tuple[int, ...] | None = None
     rounds: Callable[[int], int] = lambda steps: 1  # stages that have the run's steps each
-    critic: float = 1.0
 
     def options(self, steps: int, budget: int) -> dict[str, Any]:
         """The method for so many sampling steps, with `budget` training steps in all its stages."""
@@ -67,7 +63,7 @@ ARMS: dict[str, Arm] = {
     "endpoints": Arm({"use": "endpoints", "teacher_steps": 10, "teacher_solver": "ddim"}),
     "consistency": Arm({"use": "consistency"}, (4,), ANY),
     "lcm": Arm({"use": "lcm", "guidance": 1.0}, (4,), ANY),
-    "scott": Arm({"use": "scott", "guidance": 1.0}, (4,), ANY),
+    "scott": Arm({"use": "scott", "guidance": 1.0, "judge_lr_ratio": 1.0}, (4,), ANY),
     "scott without GAN": Arm({"use": "scott", "guidance": 1.0, "gan_weight": 0.0}, (4,), ANY),
     "mlcm": Arm(
         {
@@ -81,15 +77,15 @@ ARMS: dict[str, Arm] = {
     ),
     "progressive": Arm({"use": "progressive", "first_steps": 8}, ANY, rounds=lambda steps: {1: 4, 2: 3, 4: 2}[steps]),
     "boot": Arm({"use": "boot"}),
-    "vsd": Arm({"use": "vsd", "guidance": 1.0, "drop": 0.0}, critic=10),
-    "snoopi": Arm({"use": "snoopi", "guidance": [0.5, 1.5]}, critic=10),
+    "vsd": Arm({"use": "vsd", "guidance": 1.0, "drop": 0.0}),
+    "snoopi": Arm({"use": "snoopi", "guidance": [0.5, 1.5]}),
     "dmd2": Arm({"use": "dmd2"}, ANY),
     "dmd2, a critic step each": Arm({"use": "dmd2", "critic_steps": 1}),
     "dmd2 with GAN": Arm({"use": "dmd2", "gan_weight": 3e-3}, ANY),
     "sid": Arm({"use": "sid"}),
     "sim": Arm({"use": "sim"}),
-    "gdd": Arm({"use": "gdd", "layers": None}, critic=5),
-    "tdm": Arm({"use": "tdm", "guidance": 1.0}, ANY, critic=5),
+    "gdd": Arm({"use": "gdd", "layers": None}),
+    "tdm": Arm({"use": "tdm", "guidance": 1.0}, ANY),
     "twinflow": Arm({"use": "twinflow"}, (4,), ANY),
 }
 
@@ -292,12 +288,8 @@ class Bench:
     def epoch(self) -> int:
         return -(-len(rows(self.name, self.packs, "train")[0]) // self.bed.train["batch_size"])
 
-    def run(
-        self, method: dict[str, Any], steps: int, rate: float, seed: int, out: Path, observer: Any, critic: float = 1.0
-    ) -> Path:
+    def run(self, method: dict[str, Any], steps: int, rate: float, seed: int, out: Path, observer: Any) -> Path:
         train: dict[str, Any] = self.bed.train | {"steps": steps, "lr": rate}
-        if critic != 1:
-            train["trainees"] = {"judge" if method["use"] == "gdd" else "critic": {"lr": critic * rate}}
         teacher = {} if method["use"] == "gdd" or method["use"] == "denoising" else {"teacher": self.teacher}
         return limbeck.distill(
             **self.keys,
@@ -327,7 +319,7 @@ class Bench:
         began = time.process_time()
         found: dict[str, Any] = {"steps": budget, "figures": {}}
         try:
-            self.run(options, max(1, first), rate, seed, place, clock, arm.critic)
+            self.run(options, max(1, first), rate, seed, place, clock)
             found["cpu_seconds"] = clock.at[-1] - clock.at[0]
             network = limbeck.Student(str(place)).model
             for n in arm.measured or (steps,):

@@ -146,6 +146,10 @@ class Method(Options, Bound, nn.Module):
         """Who can learn: named groups of modules and parameters. Default: the student with this method's own modules."""
         return {"student": [self.student.model, self]}
 
+    def lr_ratios(self) -> dict[str, float]:
+        """By trainee: its learning rate over `train.lr`, where `train.trainees` gives it none of its own. Default: 1."""
+        return {}
+
     def actors(self) -> list[Actor]:
         """Those through which the method asks networks of its own (a critic, a slow copy): spread, or computed twice, where the student is."""
         return []

@@ -74,6 +74,11 @@ def test_without_a_weight_there_is_no_game_and_no_discriminator(name):
     assert method.trainees()["critic"] == [method.critic]
 
 
+def test_a_critic_learns_as_fast_as_published():
+    assert [KINDS[name]().lr_ratios()["critic"] for name in KINDS] == [1.0, 10.0, 1.0, 1.0, 5.0]
+    assert DMD2(critic_lr_ratio=3).lr_ratios() == {"critic": 3.0}
+
+
 def test_what_is_real_is_seen_at_times_and_with_noise_of_its_own():
     where, method = situation(), DMD2(gan_weight=0.1, gan_times=[0.2, 0.4])
     batch = ready(method, where)

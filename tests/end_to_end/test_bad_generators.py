@@ -136,12 +136,12 @@ class Brittle(nn.Module):
 class Broken(nn.Module):
     """No numbers below a time, from the first on."""
 
-    def __init__(self):
+    def __init__(self, below=0.6):
         super().__init__()
-        self.gain = nn.Parameter(torch.ones(1))
+        self.below, self.gain = below, nn.Parameter(torch.ones(1))
 
     def forward(self, x, time):
-        return self.gain * x / (time[:, None] > 0.6)
+        return self.gain * x / (time[:, None] > self.below)
 
 
 def own(kind, **args):
@@ -196,3 +196,11 @@ def test_a_term_that_is_not_finite_is_named_with_its_step_and_rows(tmp_path):
         NonFiniteError, match="step 1: the part 'consistency' of the loss is not finite. Samples of the batch"
     ):
         limbeck.distill(**recipe(control="none", **keys), out=tmp_path / "run")
+
+
+@pytest.mark.parametrize("method", [{"use": "dmd2"}, {"use": "vsd", "guidance": 1.0, "drop": 0.0}])
+def test_a_teacher_that_breaks_where_no_sampler_goes_stops_the_student(method, tmp_path):
+    """It is measured first, by steps that end at 0.05; training asks it (and the critic, its copy) below."""
+    keys = {"teacher": own("Broken", below=0.04), "student": PLAIN, "train": STEP | {"steps": 60}}
+    with pytest.raises(NonFiniteError, match="the part '(matching|denoising)' of the loss is not finite"):
+        limbeck.distill(**recipe(control="none", **keys, method=method), out=tmp_path / "run")

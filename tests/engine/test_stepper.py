@@ -134,6 +134,21 @@ def test_each_trainee_has_its_own_optimiser_and_rate():
             assert student.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * rise)
 
 
+def test_a_method_knows_how_fast_its_critic_learns_unless_it_is_told():
+    class Eager(Critic):
+        def lr_ratios(self):
+            return {"critic": 5.0}
+
+    def rates(**train):
+        method, where = ready(Eager(), **train)
+        stepper = Stepper(method, where.settings, World())
+        return {name: trainee.settings.lr for name, trainee in stepper.trainees.items()}
+
+    assert rates(lr=0.1) == {"student": 0.1, "critic": 0.5}
+    assert rates(lr=0.1, trainees={"critic": {"clip": 1.0}}) == {"student": 0.1, "critic": 0.5}
+    assert rates(lr=0.1, trainees={"critic": {"lr": 0.3}}) == {"student": 0.1, "critic": 0.3}
+
+
 @pytest.mark.parametrize("clip", [0.01, 0.3, 1e3])
 def test_the_clip_is_torchs(clip):
     method, where = ready(Supervised(), teacher=False, clip=clip)

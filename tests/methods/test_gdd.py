@@ -32,11 +32,11 @@ def test_a_training_is_the_published_loop():
         made = G.prediction(torch.randn(len(x), 2), torch.ones(len(x)), given).x0
         kept = made.detach()
         descend(G.parameters(), F.softplus(-H(made, given)).mean(), 0.02)
-        descend(heads.parameters(), (F.softplus(H(kept, given)) + F.softplus(-H(x, given))).mean(), 0.02)
+        descend(heads.parameters(), (F.softplus(H(kept, given)) + F.softplus(-H(x, given))).mean(), 5 * 0.02)
         if step % 2 == 0:
             x = x.clone().requires_grad_()
             (slope,) = torch.autograd.grad(H(x, given).sum(), x, create_graph=True)
-            descend(heads.parameters(), 2 * 0.5 / 2 * slope.square().sum(1).mean(), 0.02)
+            descend(heads.parameters(), 2 * 0.5 / 2 * slope.square().sum(1).mean(), 5 * 0.02)
     same(course.situation.student.model, G)
     same(course.methods[0].projected, H)
 

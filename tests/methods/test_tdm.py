@@ -58,7 +58,7 @@ def test_a_training_is_the_published_loop():
         omega = (-0.5 * m.square().mean(1)).exp() / (-0.5 * xi.square().mean(1)).exp()
         said = fake.prediction(noised(kept, direction, mid, t, xi), t, known).x0
         snr = ((1 - t) / t).square().clamp(max=5)
-        descend(fake.parameters(), (omega * snr * (said - kept).square().mean(1)).mean(), 0.01)
+        descend(fake.parameters(), (omega * snr * (said - kept).square().mean(1)).mean(), 5 * 0.01)
         t, xi = level()
         x_t = noised(kept, direction, mid, t, xi)
         real = R.prediction(x_t, t, known).x0

@@ -46,7 +46,7 @@ def test_a_training_is_the_published_loop():
         told = torch.where(torch.rand(n) < 0.1, 3, label)
         x_t = noised(kept, t, eps)
         said = x_t + (1 - t[:, None]) * fake(x_t, told, time=t)["prediction"]
-        descend(fake.parameters(), ((1 - t) ** 2 * ((said - eps) ** 2).mean(1)).mean(), 0.02)
+        descend(fake.parameters(), ((1 - t) ** 2 * ((said - eps) ** 2).mean(1)).mean(), 10 * 0.02)
     same(course.situation.student.model, G)
     same(course.methods[0].critic, fake)
 

@@ -31,6 +31,7 @@ class CriticMethod(DiffusionMethod):
     Options:
         critic_lora: the critic as low-rank updates of this rank beside the teacher's weights; None: a copy of it.
         critic_lora_alpha: what these are multiplied by, over the rank; None: the rank, so by 1.
+        critic_lr_ratio: the critic's learning rate over the student's, where `train.trainees` gives it none.
         critic_times: at which times the critic learns.
         weighting: in which head its error is taken (see `error`).
         gan_weight, critic_gan_weight: of the discriminator's game, for the student and for the critic; 0 for the student leaves it out,
@@ -42,6 +43,7 @@ class CriticMethod(DiffusionMethod):
     judges_own: ClassVar[bool] = False  # whether what is real to the discriminator is the method's own, not the data
     critic_lora: Annotated[int, Field(ge=1)] | None = None
     critic_lora_alpha: Annotated[int, Field(ge=1)] | None = None
+    critic_lr_ratio: Annotated[float, Field(gt=0)] = 1.0
     critic_times: TimesOption = Uniform()
     weighting: Weighting = "head"
     gan_weight: Scalar = 0.0
@@ -66,6 +68,9 @@ class CriticMethod(DiffusionMethod):
 
     def trainees(self) -> dict[str, list[nn.Module | nn.Parameter]]:
         return super().trainees() | {"critic": [self.critic, *([self.judge] if self.adversarial else [])]}
+
+    def lr_ratios(self) -> dict[str, float]:
+        return {"critic": self.critic_lr_ratio}
 
     def for_student(self, batch: Batch) -> Batch:
         """What the student's update draws: times and noise at which scores are compared, and those of the discriminator."""

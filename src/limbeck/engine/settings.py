@@ -83,10 +83,9 @@ class TrainSettings(BaseModel):
     save_every: float = Field(30.0, ge=0, description="seconds between checkpoints; 0: after every step")
     on_nonfinite: Literal["stop", "skip"] = "stop"
 
-    def of(self, trainee: str) -> TrainSettings:
-        """These settings with the trainee's own put over them."""
+    def of(self, trainee: str, lr_ratio: float = 1.0) -> TrainSettings:
+        """These settings with the trainee's own put over them; `lr_ratio`: its learning rate over `lr`, where it is given none."""
         own = self.trainees.get(trainee)
-        if own is None:
-            return self
-        given = {key: getattr(own, key) for key in own.model_fields_set}
-        return self.model_copy(update={key: value for key, value in given.items() if value is not None})
+        given = {} if own is None else {key: getattr(own, key) for key in own.model_fields_set}
+        said = {key: value for key, value in given.items() if value is not None}
+        return self.model_copy(update={"lr": lr_ratio * self.lr} | said)

@@ -159,9 +159,8 @@ class Stepper:
         self._set_modes()
 
     def _make(self, name: str, members: list[nn.Module | nn.Parameter]) -> Trainee:
-        made = Trainee(
-            name, members, self.settings.of(name), self.world.device.type if self.precision == "fp16" else None
-        )
+        settings = self.settings.of(name, self.method.lr_ratios().get(name, 1.0))
+        made = Trainee(name, members, settings, self.world.device.type if self.precision == "fp16" else None)
         if not set(self._everything()).issuperset(made.parameters):
             raise RecipeError(
                 f"trainees()['{name}'] holds parameters of neither the student, a teacher nor the method, so no checkpoint would hold them. "

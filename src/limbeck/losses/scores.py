@@ -42,7 +42,9 @@ def normaliser(x0: Values, real: Values, least: float = 1e-6) -> Values:
 
 
 def distribution_matching(x0: Values, fake: Values, real: Values) -> Values:
-    """The gradient of distribution matching, (F - R) / nu, nu as `normaliser` gives it; no graph, 0 where it is not a number.
+    """The gradient of distribution matching, (F - R) / nu, nu as `normaliser` gives it; no graph.
+
+    Not finite where a network's answer is not: published code puts zero there, and a student of a broken teacher then stands still unseen.
 
     Args:
         x0: the student's samples.
@@ -51,7 +53,7 @@ def distribution_matching(x0: Values, fake: Values, real: Values) -> Values:
 
     Source: Yin et al. 2024, equation 7 (DMD), in terms of x0. Scaling all three by k > 0 changes nothing.
     """
-    return torch.nan_to_num((fake - real) / normaliser(x0, real)).detach()
+    return ((fake - real) / normaliser(x0, real)).detach()
 
 
 def pseudo_huber(student: Values, teacher: Values, *, c: float = 1e-3) -> PerSample:

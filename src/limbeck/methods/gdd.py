@@ -31,7 +31,8 @@ class GDD(DiffusionMethod):
     the module `features` (`module:Class`, shown the samples; None: a copy of the student as it begins, at its least noise
     and with the condition, at its middle layer). One update of each per step, the student's first. `innate` (GDD-I) freezes the
     parameters whose names it matches: true is the paper's pattern, a regular expression is your own. The student is in eval mode
-    throughout (no dropout). Figures in the features that H stands on flatter it. Published: Adam with betas (0, 0.99), rates 1e-4, an average of the weights.
+    throughout (no dropout). Figures in the features that H stands on flatter it. Published: Adam with betas (0, 0.99), the judge's rate
+    once (CIFAR), twice (faces) or five times the student's (ImageNet), an average of the weights.
     """
 
     card = Card(
@@ -54,6 +55,7 @@ class GDD(DiffusionMethod):
     features: str | None = None
     layers: list[str] | None = None
     innate: bool | str = False
+    judge_lr_ratio: Annotated[float, Field(gt=0)] = 5.0
     r1: Annotated[float, Field(ge=0)] = 1e-4
     r1_every: Annotated[int, Field(ge=1)] = 16
 
@@ -69,6 +71,9 @@ class GDD(DiffusionMethod):
 
     def trainees(self) -> dict[str, list[nn.Module | nn.Parameter]]:
         return {"student": self._learning(), "judge": [self.projected.heads]}
+
+    def lr_ratios(self) -> dict[str, float]:
+        return {"judge": self.judge_lr_ratio}
 
     def _learning(self) -> list[nn.Module | nn.Parameter]:
         """Parameters, not the network, which so stays in eval mode: no dropout, and no statistics of batches."""

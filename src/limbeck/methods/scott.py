@@ -28,7 +28,7 @@ class SCott(LCM):
     H: told_real(H(x0, t)) + told_fake(H(sg f, t)), hinge. It sees clean samples, the time t that f started from and the condition,
     and stands on the middle of a copy of the teacher that learns with it (`judge_lora`: on low-rank updates of that rank, as in the
     paper, whose updates are in the decoder). eta=0, substeps=1, gan_weight=0 is LCM. `discretisation` 42 is a
-    step of 24 thousandths; the eta of the paper's figures is not known to us. Published: rates 8e-6 for the student, 2e-5 for H.
+    step of 24 thousandths; the eta of the paper's figures is not known to us. H learns at `judge_lr_ratio` of the student's rate.
     """
 
     card = Card(
@@ -52,6 +52,7 @@ class SCott(LCM):
     eta: Annotated[float, Field(ge=0, le=1)] = 0.3
     gan_weight: Annotated[float, Field(ge=0)] = 0.4
     judge_lora: Annotated[int, Field(ge=1)] | None = None
+    judge_lr_ratio: Annotated[float, Field(gt=0)] = 2.5
     game: Game = "hinge"
 
     def setup(self) -> None:
@@ -65,6 +66,9 @@ class SCott(LCM):
         if self.gan_weight:
             players["judge"] = [self.critic, self.judge]
         return players
+
+    def lr_ratios(self) -> dict[str, float]:
+        return {"judge": self.judge_lr_ratio}
 
     def begin(self, batch: Batch) -> Batch:
         batch = super().begin(batch)

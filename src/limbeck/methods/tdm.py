@@ -26,7 +26,7 @@ class TDM(CriticMethod):
     Every sample has its place i among the `sampling_steps` times t_i. From x0 and eps of the student there, one DDIM step to t_{i+1}, then
     noise of the schedule itself from t_{i+1} to t in [t_{i+1}, t_i] (`separate`: every place has levels of its own) or [t_{i+1},
     start]. `distance`: `l2`, whose gradient is twice that of dmd2, or `huber`, sqrt(e^2 + c^2) - c. One update of each per step, the critic's
-    first; published: the critic's rate five times the student's (train.trainees), AdamW with betas (0, 0.95), start=0.9 of Stable
+    first, at five times its learning rate; published: AdamW with betas (0, 0.95), start=0.9 of Stable
     Diffusion's noise (which is noise alone there; of straight lines it is not, so here it is 1). Sampled by DDIM. No data but conditions, unless `gan_weight` adds dmd2's game.
     """
 
@@ -49,6 +49,7 @@ class TDM(CriticMethod):
     sampling_steps: Annotated[int, Field(ge=1)] = 4
     solver: Literal["ddim"] = "ddim"  # type: ignore[assignment]
     guidance: GuidanceOption = 4.5
+    critic_lr_ratio: Annotated[float, Field(gt=0)] = 5.0
     weighting: Weighting = "min-snr"
     times: ClassVar[TimeDistribution] = Uniform()  # type: ignore[misc]
     critic_times: ClassVar[TimeDistribution] = Uniform()  # type: ignore[misc]

@@ -23,7 +23,8 @@ class VSD(CriticMethod):
 
     In terms of x0 the gradient is sigma_t alpha_t (F^w - R^w). One update of each per step, the student's first, on the same
     samples. F begins as the teacher (`critic_lora`: low-rank updates beside its weights, published rank 64 and alpha 108), so the
-    first gradient of the student is zero. c is dropped per sample (in the published code per batch). Published rates: 1e-6 for the student, 1e-3 for the critic (train.trainees). `weighting`
+    first gradient of the student is zero. c is dropped per sample (in the published code per batch). Published: 1e-6 for the student and `critic_lr_ratio` 1000 for
+    low-rank updates; ten is our choice, which a whole network bears. `weighting`
     is the head of the critic's error, before alpha_t^2. No data are needed but conditions, unless `gan_weight` adds dmd2's game.
     """
 
@@ -44,6 +45,7 @@ class VSD(CriticMethod):
     )
 
     guidance: GuidanceOption = 4.5
+    critic_lr_ratio: Annotated[float, Field(gt=0)] = 10.0
     weighting: Weighting = "epsilon"
     drop: Annotated[float, Field(ge=0, le=1)] = 0.1
 
@@ -71,7 +73,7 @@ class VSD(CriticMethod):
             x_t = self.noised(x0, batch)
             real, fake = self.taught(x_t, t, batch), self.followed(x_t, batch, guidance=batch.get("guidance"))
             gradient = wide(self.noise.sigma(t).square(), x0) * (real.epsilon - fake.epsilon)
-        return inject(x0, torch.nan_to_num(gradient))
+        return inject(x0, gradient)
 
     def following(self, x0: Values, batch: Batch) -> PerSample:
         said = self.followed(self.noised(x0, batch), batch, drop=batch.get("drop"))
