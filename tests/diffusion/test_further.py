@@ -157,7 +157,8 @@ def test_pictures_hear_too_and_halves_stay_halves():
 
 def test_a_unet_of_diffusers_hears():
     diffusers = pytest.importorskip("diffusers")
-    from limbeck.models.adapters.of_diffusers import Companions, DiffusersNetwork
+    from limbeck.models.adapters.companions import Companions
+    from limbeck.models.adapters.diffusers_network import DiffusersNetwork
 
     net = diffusers.UNet2DModel(
         sample_size=8,

@@ -314,7 +314,8 @@ def test_half_precision_stays():
 
 def unet():
     diffusers = pytest.importorskip("diffusers")
-    from limbeck.models.adapters.of_diffusers import Companions, DiffusersNetwork
+    from limbeck.models.adapters.companions import Companions
+    from limbeck.models.adapters.diffusers_network import DiffusersNetwork
 
     torch.manual_seed(0)
     net = diffusers.UNet2DModel(
@@ -354,7 +355,8 @@ def test_a_unet_of_diffusers_hears_its_middle_on_the_way_up():
 
 def test_a_diffusion_transformer_of_diffusers_hears_in_later_blocks_and_at_its_end():
     diffusers = pytest.importorskip("diffusers")
-    from limbeck.models.adapters.of_diffusers import Companions, DiffusersNetwork
+    from limbeck.models.adapters.companions import Companions
+    from limbeck.models.adapters.diffusers_network import DiffusersNetwork
 
     torch.manual_seed(0)
     net = diffusers.DiTTransformer2DModel(
@@ -387,7 +389,8 @@ def test_a_diffusion_transformer_of_diffusers_hears_in_later_blocks_and_at_its_e
 
 def test_a_transformer_of_stable_diffusion_3_hears_too():
     diffusers = pytest.importorskip("diffusers")
-    from limbeck.models.adapters.of_diffusers import Companions, DiffusersNetwork
+    from limbeck.models.adapters.companions import Companions
+    from limbeck.models.adapters.diffusers_network import DiffusersNetwork
 
     torch.manual_seed(0)
     net = diffusers.SD3Transformer2DModel(

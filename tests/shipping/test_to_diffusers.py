@@ -17,8 +17,8 @@ from limbeck.actors import Student  # noqa: E402
 from limbeck.data.tensors import Data, TensorSplit  # noqa: E402
 from limbeck.diffusion.network import sample_with  # noqa: E402
 from limbeck.errors import RecipeError  # noqa: E402
-from limbeck.models.adapters import of_diffusers, schedulers  # noqa: E402
-from limbeck.models.adapters.of_diffusers import save_pipeline  # noqa: E402
+from limbeck.models.adapters import pipeline_folder, schedulers  # noqa: E402
+from limbeck.models.adapters.pipeline_folder import save_pipeline  # noqa: E402
 from limbeck.models.toy import PointDenoiser  # noqa: E402
 from limbeck.recipe import Recipe  # noqa: E402
 from limbeck.shipping import exporting, opened, to_diffusers  # noqa: E402
@@ -163,7 +163,7 @@ def test_further_numbers_and_styles_are_folded_into_what_ships_and_the_card_says
     assert "negative_prompt" in facts["told"][2]
     from contextlib import nullcontext
 
-    monkeypatch.setattr(of_diffusers, "folded", nullcontext)
+    monkeypatch.setattr(pipeline_folder, "folded", nullcontext)
     with pytest.raises(RecipeError, match="differ from the student's by up to"):
         shipped(made, tmp_path / "two")
 

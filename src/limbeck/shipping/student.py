@@ -13,7 +13,7 @@ from limbeck.actors import Student
 from limbeck.data.tensors import Data
 from limbeck.engine import weights
 from limbeck.models import adapters
-from limbeck.models.adapters.of_diffusers import PIPELINE
+from limbeck.models.adapters.pipeline_folder import PIPELINE
 from limbeck.shipping import card as cards
 from limbeck.sources import STUDENT_FILE, WEIGHTS_FILE, load_weights, save_weights
 from limbeck.tasks import Task

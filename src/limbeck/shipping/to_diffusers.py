@@ -14,8 +14,8 @@ from torch import Tensor
 
 from limbeck.actors import Student
 from limbeck.errors import RecipeError
-from limbeck.models.adapters import of_diffusers
-from limbeck.models.adapters.of_diffusers import DiffusersNetwork
+from limbeck.models.adapters import pipeline_folder
+from limbeck.models.adapters.diffusers_network import DiffusersNetwork
 from limbeck.models.adapters.schedulers import Sampler
 from limbeck.shipping.checking import TOLERANCE
 from limbeck.shipping.graph import quietly
@@ -52,7 +52,7 @@ def check(student: Student) -> None:
         )
     if hasattr(model, "base"):
         raise RecipeError(f"the student learnt by diversity: {METHODS['diversity']}. There is: --to safetensors")
-    kind = of_diffusers.kind_of(model)
+    kind = pipeline_folder.kind_of(model)
     word = {"text": "prompt", "class": "class_labels"}.get(model.conditions)
     if kind is None or (word is not None and word not in inspect.signature(kind.__call__).parameters):
         what = "no pipeline around a" if kind is None else f"its {kind.__name__} gives no {model.conditions} to a"
@@ -72,7 +72,7 @@ def write(package: Package) -> dict[str, Any]:
     check(student)
     model: Any = student.model
     with quietly():
-        sampler = of_diffusers.save_pipeline(model, package.folder, alone=True)
+        sampler = pipeline_folder.save_pipeline(model, package.folder, alone=True)
     if not sampler.able:
         raise RecipeError(f"{sampler.apart[:1].upper()}{sampler.apart[1:]} There is: --to safetensors")
     (package.folder / "README.md").unlink()  # the card of the export takes its place
@@ -83,8 +83,8 @@ def write(package: Package) -> dict[str, Any]:
         "args": {"pixels": model.pixels, "null_class": model.null_class if model.conditions == "class" else None}
         | model.call.options,
         "sampling": how,
-        "usage": of_diffusers.usage(model, sampler, package.folder.name.removeprefix(".").removesuffix(".writing")),
-        "told": of_diffusers.unsaid(model, sampler),
+        "usage": pipeline_folder.usage(model, sampler, package.folder.name.removeprefix(".").removesuffix(".writing")),
+        "told": pipeline_folder.unsaid(model, sampler),
         "check": compare(package, sampler),
     }
 
@@ -171,7 +171,7 @@ def _start(model: DiffusersNetwork) -> Tensor:
 
 
 def _takes(model: DiffusersNetwork) -> Mapping[str, Any]:
-    return inspect.signature(of_diffusers.kind_of(model).__call__).parameters
+    return inspect.signature(pipeline_folder.kind_of(model).__call__).parameters
 
 
 def _conditions(package: Package) -> tuple[dict[str, Any], dict[str, Tensor]]:

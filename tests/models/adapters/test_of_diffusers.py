@@ -13,7 +13,7 @@ from limbeck.diffusion.denoiser import Denoiser, with_lora  # noqa: E402
 from limbeck.diffusion.network import sample_with  # noqa: E402
 from limbeck.diffusion.noise import VE, VP, Flow  # noqa: E402
 from limbeck.errors import RecipeError  # noqa: E402
-from limbeck.models.adapters.of_diffusers import save_pipeline  # noqa: E402
+from limbeck.models.adapters.pipeline_folder import save_pipeline  # noqa: E402
 from limbeck.models.adapters.schedulers import noise_of  # noqa: E402
 
 
