@@ -112,6 +112,13 @@ def pixels(uri):
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
 
 
+def test_a_page_about_samples_says_nothing_of_classes_told_apart(tmp_path):
+    _, _, page = part(folder(tmp_path))
+    sections = re.findall(r'<section id="(\w+)"', page)
+    assert "samples" in sections
+    assert not {"confusion", "disagreement", "calibration"} & set(sections)
+
+
 def test_the_grid_has_a_row_for_everyone_and_a_column_for_every_row_of_the_data(tmp_path):
     names = [f"class {i}" for i in range(10)]
     place = folder(tmp_path, conditions=names)

@@ -76,6 +76,11 @@ class RunFolder:
         return bool(self.task.get("higher_is_better", True))
 
     @property
+    def classifies(self) -> bool:
+        """Whether a sample has one class, which confusion, disagreement and calibration are about; true where the task is not told."""
+        return self.task.get("name", "classification") == "classification"
+
+    @property
     def roles(self) -> dict[str, dict[str, Any]]:
         """The models this run measured, in the order teacher, student, control."""
         return {role: self.result[role] for role in ROLES if isinstance(self.result.get(role), dict)}

@@ -76,15 +76,15 @@ def page(runs: Sequence[RunFolder], first: str = "") -> str:
 
 def _page(runs: Sequence[RunFolder], budget: Budget, first: str) -> str:
     told = _one_of_each(runs) if len(runs) > MANY else runs
+    classify = any(run.classifies for run in told)
+    about_classes = [confusion(told, budget), disagreement(told, budget), calibration(told)] if classify else []
     sections = [
         first,
         results(told),
         samples(told, budget),
         tradeoff(told),
         learning(told),
-        confusion(told, budget),
-        disagreement(told, budget),
-        calibration(told),
+        *about_classes,
         findings(told, budget),
         notices(told),
         making(told),
