@@ -1,11 +1,12 @@
 """Generators of one to four steps: points of eight Gaussians, 8x8 digits, 28x28 digits; every method with the same CPU time, three seeds.
 
-    python -m benchmarks.generation --packs FOLDER [--sets ring digits mnist] [--seeds 0 1 2] [--work FOLDER]
+    python -m benchmarks.generation --packs FOLDER [--sets ring digits mnist digits-longer] [--seeds 0 1 2] [--work FOLDER]
 
 FOLDER holds digits_image_audio (for mnist: 5,000 of its training pictures). The teacher of the points is exact, a formula; those of
 pictures are flows trained here on the data, unguided. Every student begins with the weights of such a flow. One method after another is
 given `cpu_seconds` of one core for training, whatever a step of it costs: steps are counted by a short probe before. Of three
-learning rates per method the best is taken, by a seed and rows that the figures do not use (mnist takes that of digits).
+learning rates per method the best is taken, by a seed and rows that the figures do not use (mnist takes that of digits). digits-longer
+is digits with four times the time, to see what that changes.
 Methods have their defaults but for what `ARMS` says; none is guided. Distances are to held-out data: sliced Wasserstein for points, the
 Frechet distance of a classifier's 64 features for pictures. The figures go to benchmarks/evidence/generation-SET.json;
 `python benchmarks/tables.py` makes the page. The same call goes on after a stop.
@@ -104,11 +105,13 @@ class Bed:
     count: int
     steps: tuple[int, ...] = ANY
     without: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()  # the arms; none named: all
+    longer: str | None = None  # the set whose data, teacher and classifier this one takes for longer trainings
     layers: tuple[str, ...] = ("inputs", "down", "inner.0", "inner.1")  # four scales, as in GDD
 
     @property
     def arms(self) -> dict[str, Arm]:
-        return {name: arm for name, arm in ARMS.items() if name not in self.without}
+        return {name: ARMS[name] for name in self.only or ARMS if name not in self.without}
 
 
 def network(kind: str, **args: Any) -> dict[str, Any]:
@@ -153,6 +156,17 @@ BEDS = {
         without=("dmd2, a critic step each", "scott without GAN", "progressive 4", "dmd2 with GAN 4"),
     ),
 }
+BEDS["digits-longer"] = replace(
+    BEDS["digits"],
+    notes="the same digits and the same teacher, four times the time, for what was not settled or what that is held against",
+    cpu_seconds=80.0,
+    longer="digits",
+    only=(
+        *("endpoints", "consistency", "scott", "dmd2", "dmd2, a critic step each", "dmd2 with GAN"),
+        *("sid", "sim", "gdd", "tdm", "twinflow"),
+    ),
+    without=("tdm 1",),
+)
 
 
 @cache
@@ -244,23 +258,25 @@ class Bench:
     """One bed: its teacher, its judge, its figures."""
 
     def __init__(self, name: str, given: argparse.Namespace):
-        self.name, self.bed, self.packs = name, BEDS[name], str(given.packs)
-        self.folder = (given.work / name).resolve()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.bed, self.packs, self.folder = BEDS[name], str(given.packs), (given.work / name).resolve()
+        self.set, self.name = self.bed.longer or name, name
+        self.home = self.folder.with_name(self.set)
+        for folder in (self.folder, self.home):
+            folder.mkdir(parents=True, exist_ok=True)
         self.keys: dict[str, Any] = {
             "task": "generation",
-            "data": lambda: data(name, self.packs),
+            "data": lambda: data(self.set, self.packs),
             "control": "none",
             "evaluate": [],
         }
-        base = self.folder / "base"
+        base = self.home / "base"
         self.base = str(
             limbeck.distill(
                 **self.keys, student=self.bed.student, method="denoising", train=self.bed.base, seed=0, out=base
             ).folder
         )
         self.teacher = {"model": "limbeck.models.toy:ring", "args": RING} if name == "ring" else self.base
-        self.judge = judge(name, self.packs, self.folder)
+        self.judge = judge(self.set, self.packs, self.home)
 
     def steps(self, name: str, steps: int) -> int:
         """How many training steps the budget holds, counted once."""
@@ -286,7 +302,7 @@ class Bench:
         return options | {"layers": list(self.bed.layers)} if "layers" in options else options
 
     def epoch(self) -> int:
-        return -(-len(rows(self.name, self.packs, "train")[0]) // self.bed.train["batch_size"])
+        return -(-len(rows(self.set, self.packs, "train")[0]) // self.bed.train["batch_size"])
 
     def run(self, method: dict[str, Any], steps: int, rate: float, seed: int, out: Path, observer: Any) -> Path:
         train: dict[str, Any] = self.bed.train | {"steps": steps, "lr": rate}
@@ -342,8 +358,8 @@ class Bench:
 
     def measured(self, network: Any, steps: int, seed: int, part: str, **sampling: Any) -> dict[str, float]:
         """Figures of samples with the classes of training rows, against training or test rows."""
-        real, _ = rows(self.name, self.packs, part)
-        label = rows(self.name, self.packs, "train")[1][: self.bed.count]
+        real, _ = rows(self.set, self.packs, part)
+        label = rows(self.set, self.packs, "train")[1][: self.bed.count]
         x = self.samples(network, seed, steps=steps, **sampling)
         return self.figures(x, real[:2048] if part == "test" else real[-2048:], label)
 
@@ -353,7 +369,7 @@ class Bench:
         how = replace(network.sampling, **sampling)
         g = torch.Generator().manual_seed(10_000 + seed)
         made = []
-        for piece in rows(self.name, self.packs, "train")[1][: self.bed.count].split(512):
+        for piece in rows(self.set, self.packs, "train")[1][: self.bed.count].split(512):
             z = torch.randn(len(piece), *network.shape, generator=g)
             given = network.understood(piece) if network.conditions == "class" else {}
             made.append(network.generate(z, given, sampling=how))
@@ -432,7 +448,7 @@ class Bench:
 
     def references(self, seeds: list[int]) -> dict[str, Any]:
         """The teacher at few and many steps; the training rows in the place of samples."""
-        file = self.folder / "references.json"
+        file = self.home / "references.json"
         if not file.exists():
             model = ring(**RING) if self.name == "ring" else limbeck.Teacher(self.base).model
             found: dict[str, Any] = {
@@ -441,7 +457,7 @@ class Bench:
                 ]
                 for n in (1, 2, 4, 20, 100)
             }
-            (x, label), real = rows(self.name, self.packs, "train"), rows(self.name, self.packs, "test")[0][:2048]
+            (x, label), real = rows(self.set, self.packs, "train"), rows(self.set, self.packs, "test")[0][:2048]
             n = self.bed.count
             found["training data"] = [self.figures(x[:n], real, label[:n])]
             file.write_text(json.dumps(found, indent=1))
