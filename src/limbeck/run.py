@@ -158,7 +158,7 @@ class Run:
         """
         from limbeck.shipping import of_run
 
-        return of_run.export(self, to, quantize=quantize, push=push, data=data)
+        return of_run.export(self.folder, to, quantize=quantize, push=push, data=data)
 
 
 def _load(source: str | Path) -> Recipe:

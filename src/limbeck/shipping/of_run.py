@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from limbeck.actors import Student
 from limbeck.data.tensors import Data
@@ -14,29 +14,26 @@ from limbeck.shipping import exporting, pushing
 from limbeck.shipping.package import Rows
 from limbeck.tasks import Task
 
-if TYPE_CHECKING:
-    from limbeck.run import Run
 
-
-def export(run: Run, to: str, *, quantize: str = "none", push: str | None = None, data: Any = None) -> Path:
+def export(folder: Path, to: str, *, quantize: str = "none", push: str | None = None, data: Any = None) -> Path:
     """See `Run.export`."""
     module = exporting.format_of(to, quantize)
     if push is not None:
         pushing.check(push)
-    shipped = run.folder / "student"
+    shipped = folder / "student"
     if not shipped.is_dir():
-        raise RecipeError(f"{run.folder} has no student yet (it did not finish). limbeck resume {run.folder}")
-    result = json.loads(file.read_text()) if (file := run.folder / "result.json").exists() else None
+        raise RecipeError(f"{folder} has no student yet (it did not finish). limbeck resume {folder}")
+    result = json.loads(file.read_text()) if (file := folder / "result.json").exists() else None
     student, rows = None, None
     if module.NEEDS_NETWORK:
-        student = Student(run.folder)
-        rows = _rows(run, data, result, student)
+        student = Student(folder)
+        rows = _rows(folder, data, result, student)
     written = exporting.export(
-        to, run.folder / "export", student=student, shipped=shipped, rows=rows, quantize=quantize, result=result
+        to, folder / "export", student=student, shipped=shipped, rows=rows, quantize=quantize, result=result
     )
     if push is not None:
-        folder = written if written.is_dir() else written.parent
-        pushing.push(folder, push, f"{run.folder.name}: {folder.name}")
+        place = written if written.is_dir() else written.parent
+        pushing.push(place, push, f"{folder.name}: {place.name}")
     return written
 
 
@@ -74,12 +71,12 @@ def after_training(
     return told
 
 
-def _rows(run: Run, data: Any, result: dict[str, Any] | None, student: Student) -> Rows | None:
+def _rows(folder: Path, data: Any, result: dict[str, Any] | None, student: Student) -> Rows | None:
     """The run's data and task; None where its recipe cannot be read and no data were named."""
     from limbeck.measuring import on_data, recipe_of
 
     try:
-        recipe = recipe_of(run.folder, result, data)
+        recipe = recipe_of(folder, result, data)
         if data is not None:
             recipe = on_data(recipe, data, student.labels)
         found = recipe.build_data()
