@@ -2,8 +2,8 @@
 
     python -m benchmarks.generation_further --packs FOLDER [--seeds 0 1 2] [--work FOLDER]
 
-After benchmarks.generation of the set digits, in the same work folder, whose teacher, judge and learning rates it goes on with. DMM:
-three teachers are fine-tuned on inverted, bold and slanted digits; one student is to be each of them, measured by the Frechet
+After benchmarks.generation of the sets digits and digits-longer, in the same work folder, whose teacher, judge, learning rates and numbers of
+steps it goes on with. DMM: three teachers are fine-tuned on inverted, bold and slanted digits; one student is to be each of them, measured by the Frechet
 distance of its samples to that teacher's (not to data). PSO: a student of four steps is to draw bolder, the reward being the mean ink.
 Diversity: the same student with the teacher for its first steps. DDAE++: training from nothing with and without self-conditioning
 and contrastive self-distillation. The figures go to benchmarks/evidence/generation-further.json.
@@ -65,7 +65,7 @@ class Further:
     """The digits' bench, and what is asked of it beyond few steps."""
 
     def __init__(self, given: argparse.Namespace):
-        self.bench = Bench("digits", given)
+        self.bench, self.longer = Bench("digits", given), Bench("digits-longer", given)
         self.packs, self.folder = str(given.packs), self.bench.folder / "further"
         self.keys = self.bench.keys
         self.train = BEDS["digits"].train
@@ -161,14 +161,14 @@ class Further:
         return Data(splits, made.columns, made.labels, source="boldest")
 
     def four(self, seed: int) -> str:
-        """A student of four steps by DMD2, with the rate that digits took and as many steps."""
-        rate = json.loads((self.bench.folder / "rates.json").read_text())["dmd2"]["4"]
+        """A student of four steps by DMD2, with the rate and the time of digits-longer: within that of digits it does not settle."""
+        rate = json.loads((self.longer.folder / "rates.json").read_text())["dmd2"]["4"]
         return self.distilled(
             f"four-{seed}",
             teacher=self.bench.teacher,
             student=self.bench.base,
             method={"use": "dmd2", "sampling_steps": 4},
-            steps=self.bench.steps("dmd2", 4),
+            steps=self.longer.steps("dmd2", 4),
             lr=rate,
             seed=seed,
         )

@@ -161,7 +161,7 @@ def further(found: Mapping[str, Any]) -> str:
         ]
     if rewarded := found.get("rewarded"):
         parts += [
-            "**PSO.** A student of four steps (DMD2) is to draw bolder; the reward is the mean ink. Beside it the same number of steps of denoising on "
+            "**PSO.** A student of four steps (DMD2, trained as on digits-longer) is to draw bolder; the reward is the mean ink. Beside it the same number of steps of denoising on "
             "the boldest third of the data:\n",
             *_rows("four steps", {name: rewarded[name] for name in ("ink", "frechet")}, rewarded["against"]),
             "",
