@@ -14,7 +14,7 @@ from limbeck import randomness
 from limbeck.diffusion import solvers
 from limbeck.diffusion.method import DiffusionMethod
 from limbeck.diffusion.noise import wide
-from limbeck.losses.scores import per_sample, pseudo_huber
+from limbeck.losses.scores import Distance, apart
 from limbeck.memories import Entries
 from limbeck.method import Batch, Card, Outcome, Play, Progress, Update
 from limbeck.objectives import Loss
@@ -49,7 +49,7 @@ class Endpoints(DiffusionMethod):
     sampling_steps: Literal[1] = 1  # type: ignore[assignment]
     teacher_steps: Annotated[int, Field(ge=1)] = 20
     teacher_solver: Literal["ddim", "heun"] = "heun"
-    distance: Literal["l2", "huber"] = "l2"
+    distance: Distance = "l2"
     c: Annotated[float, Field(gt=0)] = 1e-3
 
     def setup(self) -> None:
@@ -79,6 +79,4 @@ class Endpoints(DiffusionMethod):
         )
 
     def loss(self, batch: Batch) -> Loss:
-        found, end = self.generated(batch), batch["end"]
-        distance = pseudo_huber(found, end, c=self.c) if self.distance == "huber" else per_sample((found - end) ** 2)
-        return Loss.mean("end", distance)
+        return Loss.mean("end", apart(self.generated(batch), batch["end"], self.distance, self.c))

@@ -8,6 +8,7 @@ alone, FlowMatchEulerDiscreteScheduler (Stable Diffusion 3) goes evenly from 1 t
 """
 
 import functools
+import inspect
 import json
 
 import pipelines
@@ -41,10 +42,16 @@ KINDS = {
     "alpha": (lambda folder: further.captions(folder, "PixArtAlphaPipeline"), {}, CAPTION),
     "joint": (further.joint, {}, SIDE),
     "packed": (further.packed, {"size": 8}, SIDE),
+    "sana": (further.sana, {}, {"height": 32, "width": 32, "use_resolution_binning": False}),
     "v": (further.velocities, {}, SIDE),
     "zero": (lambda folder: further.velocities(folder, **ZERO), {}, SIDE),
 }
 EACH = pytest.mark.parametrize("kind", KINDS)
+
+
+def usual(name, pipeline):
+    """What a pipeline takes for this word of its call."""
+    return inspect.signature(type(pipeline).__call__).parameters[name].default
 
 
 class Known:
@@ -75,6 +82,7 @@ class Known:
             "large": {"prompt_2": None},
             "karras": {"prompt_2": None},
             "joint": {"prompt_2": None, "prompt_3": None},
+            "sana": {"complex_human_instruction": usual("complex_human_instruction", p)},
         }.get(self.kind, {})
         captions = self.kind in ("captions", "alpha")
         more |= {} if captions else {"num_images_per_prompt": 1}
@@ -85,6 +93,9 @@ class Known:
             return [{"encoder_hidden_states": a, "encoder_attention_mask": b} | added for a, b in ((e, m), (n, k))]
         if self.kind in ("v", "zero"):
             return [{"encoder_hidden_states": e} for e in found]
+        if self.kind == "sana":
+            e, m, n, k = found
+            return [{"encoder_hidden_states": a, "encoder_attention_mask": b} for a, b in ((e, m), (n, k))]
         e, n, pooled, none = found
         if self.kind == "joint":
             return [{"encoder_hidden_states": a, "pooled_projections": b} for a, b in ((e, pooled), (n, none))]
@@ -103,7 +114,7 @@ class Known:
         if self.kind == "karras":
             seen = x / (t**2 + 0.25).sqrt()[:, None, None, None]
             return self.network(seen, timestep=t.log() / 4, return_dict=False, **words)[0]
-        if self.kind == "joint":
+        if self.kind in ("joint", "sana"):
             return self.network(hidden_states=x, timestep=1000 * t, return_dict=False, **words)[0]
         return self.network(x, timestep=t - 1, return_dict=False, **words)[0][:, :4]
 
@@ -169,7 +180,8 @@ def test_a_discriminator_would_stand_on_the_sample_and_not_on_the_text(known, ki
     asked.actor.tap("middle", asked.model.middle)
     t = torch.full((2,), 0.5 * k.model.noise.last)
     seen = asked.feature("middle", k.z, t, k.model.understood(PROMPTS)).shape
-    assert seen == ((2, 16, 8) if kind == "joint" else (2, 16, 16) if k.model.call.patch == 2 else (2, 8, 8, 8))
+    usual = (2, 16, 16) if k.model.call.patch == 2 else (2, 8, 8, 8)
+    assert seen == {"joint": (2, 16, 8), "sana": (2, 64, 16)}.get(kind, usual)
 
 
 @EACH
@@ -180,7 +192,9 @@ def test_pictures_are_decoded_as_theirs_and_encoded_back(known, kind):
     torch.testing.assert_close(k.model.decoded(k.sampled(1.0, **steps)), theirs, rtol=1e-4, atol=1e-4)
     vae = k.pipeline.vae
     mean, std = (vae.config.get(f"latents_{what}") or [other] * 4 for what, other in (("mean", 0.0), ("std", 1.0)))
-    x = vae.encode(2 * theirs - 1).latent_dist.mode() - (vae.config.get("shift_factor") or 0.0)
+    found = vae.encode(2 * theirs - 1)
+    x = found.latent if kind == "sana" else found.latent_dist.mode()
+    x = x - (vae.config.get("shift_factor") or 0.0)
     channels = torch.tensor([mean, std]).reshape(2, 4, 1, 1)
     latents = (x - channels[0]) / channels[1] * vae.config.scaling_factor
     torch.testing.assert_close(k.model.encoded(theirs), latents, rtol=1e-4, atol=1e-4)
@@ -203,19 +217,21 @@ def test_samples_are_the_pipelines_own(known, kind, w):
         close(alone, theirs)
     else:
         assert (noise.grid(4) - times).abs().max() > 1e-3
-    if kind == "joint":  # told our times
+    if kind in ("joint", "sana"):  # told our times
         close(alone, k.sampled(w, sigmas=[1.0, 0.75, 0.5, 0.25]))
 
 
 def test_what_their_schedulers_mean(known):
-    assert known("joint").model.noise == Flow(shift=3, scale=1000)
+    assert known("joint").model.noise == known("sana").model.noise == Flow(shift=3, scale=1000)
+    usual = {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"}  # Sana's own scheduler
+    assert noise_of(diffusers.DPMSolverMultistepScheduler(**usual))[:2] == (Flow(shift=3, scale=1000), "velocity")
     assert known("v").model.noise == VP(betas="scaled", start=0.00085, end=0.012)
     assert known("zero").model.noise == VP(betas="scaled", start=0.00085, end=0.012, zero_terminal=True)
     assert known("karras").model.noise == VE()
     heads = {
         "epsilon": ("large", "captions", "alpha"),
         "edm": ("karras",),
-        "velocity": ("joint", "packed"),
+        "velocity": ("joint", "packed", "sana"),
         "v": ("v", "zero"),
     }
     assert all(known(kind).model.head == head for head, kinds in heads.items() for kind in kinds)
@@ -425,7 +441,7 @@ def test_it_teaches_a_one_step_pipeline_that_opens_without_us(known, tmp_path, k
     close(made, theirs)
 
 
-@pytest.mark.parametrize("kind", ["large", "alpha", "joint", "packed"])
+@pytest.mark.parametrize("kind", ["large", "alpha", "joint", "packed", "sana"])
 @pytest.mark.parametrize("solver", ["ddim", "renoise"])
 def test_what_is_exported_makes_the_same_pictures(known, tmp_path, kind, solver):
     """Two steps, whose times a shift moves (one where the pipeline has its own way for it); `compare` refuses other pictures."""

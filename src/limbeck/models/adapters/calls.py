@@ -33,6 +33,7 @@ class Call:
 
     block = ""  # which part of a transformer block's value is the sample's
     guidable = True  # whether the pipeline's guidance_scale is that of two answers
+    instructed = False  # whether its pipeline puts an instruction before a prompt, and none before what is not wanted
 
     def __init__(
         self, network: Any, conditions: str, sides: Sequence[int], scale: int, guidance: float | None = None
@@ -111,7 +112,18 @@ class Sized(Call):
         return {"condition": found[0], "pooled": found[2]}
 
 
-class Captioned(Call):
+class Masked(Call):
+    """Networks that are told which tokens of the text count."""
+
+    def words(self, x: Values, t: Float[Tensor, "batch"], given: Mapping[str, Tensor]) -> dict[str, Any]:
+        words = super().words(x, t, given)
+        return words | ({"encoder_attention_mask": given["mask"]} if "mask" in given else {})
+
+    def named(self, found: Sequence[Any]) -> dict[str, Tensor]:
+        return {"condition": found[0], "mask": found[1]}
+
+
+class Captioned(Masked):
     """PixArt: also which tokens of the text count, and, where the network was trained so, the picture's size and form."""
 
     def __init__(self, network: Any, *args: Any) -> None:
@@ -124,11 +136,20 @@ class Captioned(Call):
             high, wide = self.pixels(x)
             size = torch.tensor([high, wide, high / wide], device=x.device, dtype=x.dtype).expand(len(x), -1)
             added = {"resolution": size[:, :2], "aspect_ratio": size[:, 2:]}
-        words = super().words(x, t, given) | {"added_cond_kwargs": added}
-        return words | ({"encoder_attention_mask": given["mask"]} if "mask" in given else {})
+        return super().words(x, t, given) | {"added_cond_kwargs": added}
 
-    def named(self, found: Sequence[Any]) -> dict[str, Tensor]:
-        return {"condition": found[0], "mask": found[1]}
+
+class Instructed(Masked):
+    """Sana: also which tokens of the text count, times on a scale of the network's own, and prompts behind an instruction."""
+
+    instructed = True
+
+    def __init__(self, network: Any, *args: Any) -> None:
+        super().__init__(network, *args)
+        self.pace = network.config.timestep_scale
+
+    def words(self, x: Values, t: Float[Tensor, "batch"], given: Mapping[str, Tensor]) -> dict[str, Any]:
+        return super().words(x, self.pace * t, given)
 
 
 class Joint(Call):
@@ -203,6 +224,7 @@ FAMILIES: dict[str, type[Call]] = {
     "Transformer2DModel": Call,
     "DiTTransformer2DModel": Call,
     "PixArtTransformer2DModel": Captioned,
+    "SanaTransformer2DModel": Instructed,
     "SD3Transformer2DModel": Joint,
     "FluxTransformer2DModel": Packed,
 }

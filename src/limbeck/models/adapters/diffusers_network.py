@@ -17,6 +17,7 @@ from limbeck.models.adapters.companions import Companions
 from limbeck.models.adapters.schedulers import noise_of
 
 Values = Float[Tensor, "batch ..."]
+_AS_CALLED = ("prompt_2", "prompt_3", "complex_human_instruction")  # words of encode_prompt that pipelines fill in
 
 
 class DiffusersNetwork(DiffusionNetwork):
@@ -101,7 +102,7 @@ class DiffusersNetwork(DiffusionNetwork):
             return x
         self.companions.near(x.device)
         found = vae.encode(x.to(vae.dtype))
-        latents = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latents
+        latents = found.latent_dist.mode() if hasattr(found, "latent_dist") else found[0]
         centre, factor = _scale(vae, x)
         return (latents.to(x.dtype) - centre) * factor
 
@@ -126,14 +127,21 @@ class DiffusersNetwork(DiffusionNetwork):
             raise RecipeError(
                 "the condition is a text, and this network came without a text encoder: give the whole pipeline folder, or a column of encoded texts."
             )
+        return self._heard(list(condition))
+
+    @torch.no_grad()
+    def _heard(self, texts: list[str], unwanted: bool = False) -> dict[str, Tensor]:
+        """Texts as the pipeline encodes prompts; `unwanted`: as it encodes what it guides away from, which is the empty text."""
         device = next(self.network.parameters()).device
         self.companions.near(device)
         takes = inspect.signature(self.companions.pipeline.encode_prompt).parameters
-        options = {"device": device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
-        more = {"prompt_2": None, "prompt_3": None}
-        options = {k: v for k, v in (options | more).items() if k in takes}
+        usual = inspect.signature(type(self.companions.pipeline).__call__).parameters
+        options = {"device": device, "num_images_per_prompt": 1, "do_classifier_free_guidance": unwanted}
+        options |= {name: usual[name].default for name in _AS_CALLED if name in usual}
+        options = {k: v for k, v in options.items() if k in takes}
         with self.companions.whole(self.network) as pipeline:
-            return self.call.named(pipeline.encode_prompt(list(condition), **options))
+            found = pipeline.encode_prompt(texts, **options)
+        return self.call.named(found[len(found) // 2 :] if unwanted else found)
 
     def conditioned(self, given: Given, drop: Bool[Tensor, "batch"] | None) -> dict[str, Tensor]:
         found = super().conditioned(given, drop)
@@ -153,7 +161,7 @@ class DiffusersNetwork(DiffusionNetwork):
         config: Any = getattr(self.companions.pipeline, "config", {})
         if self.companions.part("encode_prompt") is None or config.get("force_zeros_for_empty_prompt"):
             return {name: torch.zeros_like(value[:1]) for name, value in given.items() if name in NAMES}
-        self._nothing = self._nothing or self.understood([""])
+        self._nothing = self._nothing or self._heard([""], unwanted=self.call.instructed)
         return self._nothing
 
     def view_for(self, columns: Any) -> Any:
@@ -164,7 +172,7 @@ class DiffusersNetwork(DiffusionNetwork):
         if view is None or self.pixels == "latents" or view.get("keys") != ["image"]:
             return view
         vae = self._autoencoder()
-        factor = 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
+        factor = 1 if vae is None else _factor(vae)
         assert self.shape is not None
         sized = picture_view(columns, None, [0.0] * 3, [1.0] * 3, [factor * side for side in self.shape[1:]])
         channels = vae.config.in_channels if vae is not None else self.shape[0]
@@ -196,6 +204,12 @@ def _scale(vae: Any, x: Values) -> tuple[Tensor | float, Tensor | float]:
         return config.get("shift_factor") or 0.0, config.scaling_factor
     mean, std = (x.new_tensor(values).reshape(-1, *[1] * (x.dim() - 2)) for values in (mean, std))
     return mean, config.scaling_factor / std
+
+
+def _factor(vae: Any) -> int:
+    """How many pixels one of an autoencoder's numbers is high and wide."""
+    stages = vae.config.get("block_out_channels") or vae.config.encoder_block_out_channels
+    return int(2 ** (len(stages) - 1))
 
 
 def _middle(network: Any, block: str) -> str | None:

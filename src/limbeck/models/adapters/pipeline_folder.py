@@ -48,11 +48,13 @@ def kind_of(model: DiffusersNetwork) -> Any:
 def sampler_of(model: DiffusersNetwork, *, alone: bool = False) -> Sampler:
     """The scheduler, and how its pipeline is called to sample as the network does."""
     kind = kind_of(model)
-    takes = set() if kind is None else set(inspect.signature(kind.__call__).parameters)
+    takes = {} if kind is None else dict(inspect.signature(kind.__call__).parameters)
     unguided = set() if model.call.guidable else {"guidance_scale"}
-    found = sampler_for(model.noise, model.sampling, model.companions.scheduler, takes - unguided, alone=alone)
+    found = sampler_for(model.noise, model.sampling, model.companions.scheduler, takes.keys() - unguided, alone=alone)
     config: Any = model.network.config
     usual = getattr(model.companions.pipeline, "default_sample_size", None) or config.get("sample_size")
+    if "height" in takes and isinstance(takes["height"].default, int):  # it does not ask its network
+        usual = takes["height"].default // model.call.scale
     return replace(found, call={**found.call, **model.call.asked(takes, usual)})
 
 
