@@ -360,6 +360,8 @@ def test_optimisers_by_name():
     }
     with pytest.raises(RecipeError, match=r"unknown optimizer 'adamz'\. Did you mean 'adam"):
         optimisers.build(p, TrainSettings(optimizer="adamz"))
+    published = optimisers.build(p, TrainSettings(optimizer={"use": "adam", "betas": [0, 0.99]}))
+    assert published.param_groups[0]["betas"] == (0.0, 0.99)
     with pytest.raises(RecipeError, match=r"unknown key 'train\.optimizer\.beta' of adamw\. Did you mean 'betas'\?"):
         optimisers.build(p, TrainSettings(optimizer={"use": "adamw", "beta": 1}))
 

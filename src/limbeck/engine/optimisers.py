@@ -46,7 +46,9 @@ def build(
             raise RecipeError(
                 f"unknown key 'train.optimizer.{key}' of {name}. {nearest(key, [t for t in takes if t != 'params'])}"
             )
-    options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    for key, value in options.items():
+        if isinstance(value, (list, tuple)):  # betas of a file: [0, 0.99], and torch wants floats
+            options[key] = tuple(float(v) if isinstance(v, int) else v for v in value)
     extra: dict[str, Any] = {"weight_decay": settings.weight_decay} if "weight_decay" in takes else {}
     said = {"fused", "foreach", "differentiable", "capturable"} & options.keys()
     if "fused" in takes and not said and not scaled and all(_fusible(p) for p in parameters):
