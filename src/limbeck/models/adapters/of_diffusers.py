@@ -6,7 +6,11 @@ per folder, and are no part of the network: they are neither trained nor counted
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -50,6 +54,8 @@ def read(place: str | Path, whose: str, args: dict[str, Any]) -> Source:
         known = _SEEN.get(mark)
         if known is None:
             parts = diffusers.DiffusionPipeline.load_config(place)
+            with _importing():
+                getattr(diffusers, parts["_class_name"], None)
             without = {name: None for name, part in parts.items() if part == [None, None]}
             pipeline = diffusers.DiffusionPipeline.from_pretrained(place, **without)
             companions = _SEEN[mark] = Companions(pipeline)
@@ -121,10 +127,27 @@ def _network_alone(diffusers: Any, place: str | Path) -> Any:
 
 def _library(whose: str, place: str | Path) -> Any:
     try:
-        import diffusers
+        with _importing():
+            import diffusers
+            from diffusers import DiffusionPipeline as _  # which imports the most
     except ModuleNotFoundError as error:
         raise RecipeError(
             f"{whose}.model {place} is a diffusers pipeline: pip install 'limbeck[diffusion]' to read it."
         ) from error
     diffusers.utils.logging.disable_progress_bar()
+    if importlib.util.find_spec("transformers"):  # the library of its text encoders, with bars of its own
+        from transformers.utils import logging as of_transformers
+
+        of_transformers.disable_progress_bar()
     return diffusers
+
+
+@contextmanager
+def _importing() -> Iterator[None]:
+    """Without what libraries say of optional ones that are not here, or not for this machine."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
