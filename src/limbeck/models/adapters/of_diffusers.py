@@ -129,7 +129,8 @@ def _library(whose: str, place: str | Path) -> Any:
     try:
         with _importing():
             import diffusers
-            from diffusers import DiffusionPipeline as _  # which imports the most
+
+            _ = diffusers.DiffusionPipeline  # which imports the most
     except ModuleNotFoundError as error:
         raise RecipeError(
             f"{whose}.model {place} is a diffusers pipeline: pip install 'limbeck[diffusion]' to read it."
