@@ -5,11 +5,17 @@ sigmas. Our grid is even in shares with 0 at the end: their `trailing` spacing f
 FLUX hands its scheduler, and which the shift (fixed, or of the number of tokens) moves as it moves ours: at(u) = s u / (1 + (s - 1) u). Left
 alone, FlowMatchEulerDiscreteScheduler (Stable Diffusion 3) goes evenly from 1 to sigma(1 / 1000) and shifts that, and schedulers with
 `leading` spacing begin below the top. There the grid is theirs; told `sigmas`, Stable Diffusion 3 samples on ours.
+
+How guidance compares. The pipeline of Qwen-Image gives the guided answer the length of the unguided one, square by square, before it steps. Guidance is
+the same for all families here, without that; where samples are compared the answer is lengthened likewise. That of Lumina 2 does so row by row unless it
+is told `cfg_normalization=False`, as the call says that ships.
 """
 
 import functools
 import inspect
 import json
+import math
+from dataclasses import replace
 
 import pipelines
 import pytest
@@ -26,7 +32,8 @@ from limbeck.diffusion.denoiser import Denoiser, copied  # noqa: E402
 from limbeck.diffusion.network import Sampling, sample_with  # noqa: E402
 from limbeck.diffusion.noise import VE, VP, Flow  # noqa: E402
 from limbeck.errors import RecipeError  # noqa: E402
-from limbeck.models.adapters.calls import call_of, packed, unpacked  # noqa: E402
+from limbeck.models.adapters.calls import call_of  # noqa: E402
+from limbeck.models.adapters.packed_calls import packed, unpacked  # noqa: E402
 from limbeck.models.adapters.schedulers import noise_of  # noqa: E402
 from limbeck.shipping import to_diffusers  # noqa: E402
 from limbeck.shipping.package import Package  # noqa: E402
@@ -35,6 +42,7 @@ PROMPTS = ["a cat", "dog"]
 SIDE = {"height": 16, "width": 16}
 CAPTION = SIDE | {"use_resolution_binning": False, "clean_caption": False}
 ZERO = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "set_alpha_to_one": True}
+INSTRUCTION = inspect.signature(diffusers.SanaPipeline.__call__).parameters["complex_human_instruction"].default
 KINDS = {
     "large": (further.large, {}, SIDE),
     "karras": (further.karras, {}, SIDE),
@@ -43,23 +51,21 @@ KINDS = {
     "joint": (further.joint, {}, SIDE),
     "packed": (further.packed, {"size": 8}, SIDE),
     "sana": (further.sana, {}, {"height": 32, "width": 32, "use_resolution_binning": False}),
+    "qwen": (further.qwen_image, {"size": 8}, SIDE),
+    "aura": (further.aura_flow, {}, SIDE),
+    "lumina": (further.lumina, {}, {"height": 64, "width": 64, "cfg_normalization": False}),
     "v": (further.velocities, {}, SIDE),
     "zero": (lambda folder: further.velocities(folder, **ZERO), {}, SIDE),
 }
 EACH = pytest.mark.parametrize("kind", KINDS)
 
 
-def usual(name, pipeline):
-    """What a pipeline takes for this word of its call."""
-    return inspect.signature(type(pipeline).__call__).parameters[name].default
-
-
 class Known:
     """A pipeline as its library opens it, and as a teacher."""
 
-    def __init__(self, kind, root):
+    def __init__(self, kind, root, **changes):
         make, args, self.words = KINDS[kind]
-        self.kind, self.args, self.place = kind, args, make(root / kind)
+        self.kind, self.args, self.place = kind, args, make(root / kind, **changes)
         self.pipeline = diffusers.DiffusionPipeline.from_pretrained(self.place, safety_checker=None)
         self.pipeline.set_progress_bar_config(disable=True)
         self.network = getattr(self.pipeline, "unet", None) or self.pipeline.transformer
@@ -78,11 +84,15 @@ class Known:
                 {"encoder_hidden_states": e, "pooled_projections": v, "txt_ids": ids, "img_ids": squares, "guidance": torch.full((2,), 3.5)}
                 for e, v, ids in both
             ]  # fmt: skip
+        if self.kind == "qwen":
+            both = (p.encode_prompt(texts, device="cpu") for texts in (PROMPTS, ["", ""]))
+            shapes = {"img_shapes": [[(1, 4, 4)]] * 2}
+            return [{"encoder_hidden_states": e, "encoder_hidden_states_mask": m} | shapes for e, m in both]
         more = {
             "large": {"prompt_2": None},
             "karras": {"prompt_2": None},
             "joint": {"prompt_2": None, "prompt_3": None},
-            "sana": {"complex_human_instruction": usual("complex_human_instruction", p)},
+            "sana": {"complex_human_instruction": INSTRUCTION},
         }.get(self.kind, {})
         captions = self.kind in ("captions", "alpha")
         more |= {} if captions else {"num_images_per_prompt": 1}
@@ -93,7 +103,9 @@ class Known:
             return [{"encoder_hidden_states": a, "encoder_attention_mask": b} | added for a, b in ((e, m), (n, k))]
         if self.kind in ("v", "zero"):
             return [{"encoder_hidden_states": e} for e in found]
-        if self.kind == "sana":
+        if self.kind == "aura":
+            return [{"encoder_hidden_states": e} for e in found[::2]]
+        if self.kind in ("sana", "lumina"):
             e, m, n, k = found
             return [{"encoder_hidden_states": a, "encoder_attention_mask": b} for a, b in ((e, m), (n, k))]
         e, n, pooled, none = found
@@ -107,10 +119,13 @@ class Known:
 
     def said(self, x, t, words):
         """What its own network says of x at our times t."""
-        if self.kind == "packed":
+        if self.kind in ("packed", "qwen"):
             squares = self.pipeline._pack_latents(x, 2, 4, 8, 8)
-            value = self.network(hidden_states=squares, timestep=t, return_dict=False, **words)[0]
-            return self.pipeline._unpack_latents(value, 16, 16, 2)
+            return self.unpacked(self.network(hidden_states=squares, timestep=t, return_dict=False, **words)[0])
+        if self.kind == "aura":
+            return self.network(x, timestep=t, return_dict=False, **words)[0]
+        if self.kind == "lumina":
+            return -self.network(x, timestep=1 - t, return_dict=False, **words)[0]
         if self.kind == "karras":
             seen = x / (t**2 + 0.25).sqrt()[:, None, None, None]
             return self.network(seen, timestep=t.log() / 4, return_dict=False, **words)[0]
@@ -122,13 +137,19 @@ class Known:
         """Four steps of the pipeline itself from these latents, guided by w."""
         guided = {"guidance_scale": w}
         z = self.z if z is None else z
-        if self.kind == "packed":
-            guided = {"guidance_scale": 3.5} | ({"true_cfg_scale": w, "negative_prompt": ["", ""]} if w > 1 else {})
+        if self.kind in ("packed", "qwen"):
+            guided = {"true_cfg_scale": w, "negative_prompt": ["", ""]} if w > 1 else {"true_cfg_scale": 1.0}
+            guided |= {"guidance_scale": 3.5} if self.kind == "packed" else {}
             z = self.pipeline._pack_latents(z, 2, 4, 8, 8)
         how = how or {"num_inference_steps": 4}
         x = self.pipeline(PROMPTS, latents=z, output_type=output_type, **self.words, **guided, **how).images
-        packed = self.kind == "packed" and output_type == "latent"
-        return self.pipeline._unpack_latents(x, 16, 16, 2) if packed else x
+        packed = self.kind in ("packed", "qwen") and output_type == "latent"
+        return self.unpacked(x) if packed else x
+
+    def unpacked(self, squares):
+        """Squares of latents as latents; those of films are of one frame."""
+        x = self.pipeline._unpack_latents(squares, 16, 16, 2)
+        return x[:, :, 0] if self.kind == "qwen" else x
 
 
 @pytest.fixture(scope="module")
@@ -192,12 +213,20 @@ def test_pictures_are_decoded_as_theirs_and_encoded_back(known, kind):
     torch.testing.assert_close(k.model.decoded(k.sampled(1.0, **steps)), theirs, rtol=1e-4, atol=1e-4)
     vae = k.pipeline.vae
     mean, std = (vae.config.get(f"latents_{what}") or [other] * 4 for what, other in (("mean", 0.0), ("std", 1.0)))
-    found = vae.encode(2 * theirs - 1)
+    film = kind == "qwen"
+    found = vae.encode((2 * theirs - 1)[:, :, None] if film else 2 * theirs - 1)
     x = found.latent if kind == "sana" else found.latent_dist.mode()
-    x = x - (vae.config.get("shift_factor") or 0.0)
+    x = (x[:, :, 0] if film else x) - (vae.config.get("shift_factor") or 0.0)
     channels = torch.tensor([mean, std]).reshape(2, 4, 1, 1)
-    latents = (x - channels[0]) / channels[1] * vae.config.scaling_factor
+    latents = (x - channels[0]) / channels[1] * vae.config.get("scaling_factor", 1.0)
     torch.testing.assert_close(k.model.encoded(theirs), latents, rtol=1e-4, atol=1e-4)
+
+
+def as_long(guided, said):
+    """A guided answer of the length of the unguided one, square by square."""
+    tokens, usual = packed(guided.value), packed(said.value)
+    tokens = tokens * usual.norm(dim=-1, keepdim=True) / tokens.norm(dim=-1, keepdim=True)
+    return replace(guided, value=unpacked(tokens, said.value))
 
 
 @EACH
@@ -210,28 +239,47 @@ def test_samples_are_the_pipelines_own(known, kind, w):
     noise, asked, given = k.model.noise, Denoiser(k.teacher), k.model.understood(PROMPTS)
     times = times_of(k.pipeline.scheduler, noise)
     begun = k.z * (noise.most if isinstance(noise, VE) else 1.0)  # theirs begins with sqrt(sigma^2 + 1) for that sigma
-    close(solvers.sample(lambda x, t: asked(x, t, given, guidance=w), begun, noise, times), theirs)
+
+    def said(x, t):
+        found = asked(x, t, given, guidance=w)
+        return as_long(found, asked(x, t, given)) if kind == "qwen" and w > 1 else found
+
+    close(solvers.sample(said, begun, noise, times), theirs)
     alone = k.model.generate(k.z, given, sampling=Sampling(steps=4, guidance=w))
-    if kind in ("karras", "captions", "alpha", "packed", "zero"):
+    if kind in ("karras", "captions", "alpha", "packed", "lumina", "zero"):
         torch.testing.assert_close(noise.grid(4), times, rtol=1e-6, atol=1e-6)
         close(alone, theirs)
     else:
         assert (noise.grid(4) - times).abs().max() > 1e-3
-    if kind in ("joint", "sana"):  # told our times
+    if kind in ("joint", "sana", "aura"):  # told our times
         close(alone, k.sampled(w, sigmas=[1.0, 0.75, 0.5, 0.25]))
+
+
+@EACH
+def test_photos_are_brought_to_the_size_that_is_denoised(known, kind):
+    k = known(kind)
+    found = k.model.view_for(["image", "prompt", "id"])
+    assert found["named"]["condition"] == "prompt"
+    (prepared,) = found["transforms"]
+    side = k.words["height"]
+    assert (prepared["use"], prepared["size"]) == ("standardise", [side, side])
+    with torch.no_grad():
+        assert k.model.encoded(torch.rand(1, 3, side, side)).shape == (1, *k.model.shape)
 
 
 def test_what_their_schedulers_mean(known):
     assert known("joint").model.noise == known("sana").model.noise == Flow(shift=3, scale=1000)
-    usual = {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"}  # Sana's own scheduler
-    assert noise_of(diffusers.DPMSolverMultistepScheduler(**usual))[:2] == (Flow(shift=3, scale=1000), "velocity")
+    assert known("lumina").model.noise == Flow(shift=6, scale=1000)
+    assert known("aura").model.noise == Flow(shift=1.73, scale=1000)
+    mu = 0.5 + (0.9 - 0.5) * (16 - 256) / (8192 - 256)
+    assert known("qwen").model.noise.shift == pytest.approx(math.exp(mu))
     assert known("v").model.noise == VP(betas="scaled", start=0.00085, end=0.012)
     assert known("zero").model.noise == VP(betas="scaled", start=0.00085, end=0.012, zero_terminal=True)
     assert known("karras").model.noise == VE()
     heads = {
         "epsilon": ("large", "captions", "alpha"),
         "edm": ("karras",),
-        "velocity": ("joint", "packed", "sana"),
+        "velocity": ("joint", "packed", "sana", "qwen", "aura", "lumina"),
         "v": ("v", "zero"),
     }
     assert all(known(kind).model.head == head for head, kinds in heads.items() for kind in kinds)
@@ -316,6 +364,58 @@ def test_an_empty_prompt_is_encoded_or_zeros_as_the_pipeline_has_it(known, root)
 
 
 @torch.no_grad()
+def test_a_solver_of_flows_is_read_as_they_are(tmp_path):
+    """It begins at the share 0.999, and tells the network whole steps; told them at its sigmas, samples are its own."""
+    usual = {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction", "solver_order": 1}
+    k = Known("sana", tmp_path, scheduler=diffusers.DPMSolverMultistepScheduler(**usual))
+    assert (k.model.noise, k.model.head) == (Flow(shift=3, scale=1000), "velocity")
+    asked, given, theirs = Denoiser(k.teacher), k.model.understood(PROMPTS), k.sampled(1.0)
+
+    def said(x, t):
+        found = asked(x, (1000 * t).floor() / 1000, given)
+        return replace(found, alpha=1 - t[:, None, None, None], sigma=t[:, None, None, None])
+
+    times = k.pipeline.scheduler.sigmas
+    close(solvers.sample(said, k.z, k.model.noise, times), theirs)
+    assert 1e-4 < (times - k.model.noise.grid(4)).abs().max() < 1e-3
+    student = Student(k.place)
+    sample_with(student.model, steps=2)
+    (tmp_path / "out").mkdir()
+    assert to_diffusers.write(Package(student, tmp_path / "out"))["check"]["largest_error"] <= 1e-4
+
+
+def test_times_are_on_the_scale_of_the_network(known):
+    network = known("sana").network
+    scaled = type(network).from_config({**network.config, "_use_default_values": [], "timestep_scale": 0.001})
+    given, t = {"condition": torch.randn(2, 3, 16)}, torch.tensor([300.0, 800.0])
+    assert torch.equal(call_of(scaled, "text").words(known("sana").z, t, given)["timestep"], 0.001 * t)
+
+
+@pytest.mark.parametrize("kind", ["sana", "lumina"])
+@torch.no_grad()
+def test_an_instruction_stands_before_a_prompt_and_not_before_nothing(known, kind):
+    k = known(kind)
+    given = k.model.understood(PROMPTS)
+    nothing = k.model.conditioned(given, torch.tensor([True, True]))
+    assert nothing["mask"].sum(1).tolist() == [1, 1]  # where a text begins
+    assert nothing["condition"].shape == given["condition"].shape
+    further = {"sana": {"complex_human_instruction": False}, "lumina": {"system_prompt": "-"}}[kind]
+    bare = k.pipeline.encode_prompt(PROMPTS, do_classifier_free_guidance=False, device="cpu", **further)[0]
+    assert not torch.allclose(bare[:, -1], given["condition"][:, -1])
+
+
+@torch.no_grad()
+def test_texts_of_all_batches_have_one_shape_and_what_fills_them_up_is_not_heard(known):
+    k = known("qwen")
+    short, long = k.model.understood(["a"]), k.model.understood(["a", "a longer text"])
+    assert short["condition"].shape == (1, 512, 16)
+    assert int(short["mask"].sum()) == int(long["mask"][0].sum()) < int(long["mask"][1].sum())
+    t, alone = torch.tensor([0.5]), k.model.prediction(k.z[:1], torch.tensor([0.5]), short).value
+    loud = short | {"condition": short["condition"] + 1e3 * (1 - short["mask"])[..., None]}
+    torch.testing.assert_close(k.model.prediction(k.z[:1], t, loud).value, alone, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
 def test_a_text_encoder_that_was_left_out_is_zeros(root):
     place = further.joint(root / "two encoders", third=False)
     pipeline = diffusers.DiffusionPipeline.from_pretrained(place, text_encoder_3=None, tokenizer_3=None)
@@ -383,10 +483,9 @@ def test_what_cannot_be_called_is_refused(known, tmp_path):
     assert filling.config.out_channels == 1
     with pytest.raises(RecipeError, match="more than the noisy sample"):
         call_of(filling, "none")
-    small = {"num_mmdit_layers": 1, "num_single_dit_layers": 1, "attention_head_dim": 4, "num_attention_heads": 2}
-    small |= {"sample_size": 8, "joint_attention_dim": 8, "caption_projection_dim": 8, "pos_embed_max_size": 64}
-    other = diffusers.AuraFlowTransformer2DModel(**small)
-    with pytest.raises(RecipeError, match="AuraFlowTransformer2DModel is called"):
+    small = {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 8, "text_embed_dim": 8}
+    other = diffusers.CogView4Transformer2DModel(**small, time_embed_dim=8, condition_dim=4)
+    with pytest.raises(RecipeError, match="CogView4Transformer2DModel is called"):
         call_of(other, "text")
     with pytest.raises(RecipeError, match="args.size=64"):
         call_of(diffusers.UNet2DModel.from_config({**filling.config, "in_channels": 1, "sample_size": None}), "none")
@@ -441,7 +540,7 @@ def test_it_teaches_a_one_step_pipeline_that_opens_without_us(known, tmp_path, k
     close(made, theirs)
 
 
-@pytest.mark.parametrize("kind", ["large", "alpha", "joint", "packed", "sana"])
+@pytest.mark.parametrize("kind", ["large", "alpha", "joint", "packed", "sana", "qwen", "aura", "lumina"])
 @pytest.mark.parametrize("solver", ["ddim", "renoise"])
 def test_what_is_exported_makes_the_same_pictures(known, tmp_path, kind, solver):
     """Two steps, whose times a shift moves (one where the pipeline has its own way for it); `compare` refuses other pictures."""
@@ -451,8 +550,8 @@ def test_what_is_exported_makes_the_same_pictures(known, tmp_path, kind, solver)
     (tmp_path / "out").mkdir()
     told = to_diffusers.write(Package(student, tmp_path / "out"))
     assert told["check"]["largest_error"] <= 1e-4
-    if kind == "packed":  # its pipeline would make pictures of another size
-        assert "guidance_scale=3.5" in told["usage"]
+    if kind in ("packed", "qwen"):  # its pipeline would make pictures of another size
+        assert ("guidance_scale=3.5" if kind == "packed" else "true_cfg_scale=1") in told["usage"]
         assert "height=16, width=16" in told["usage"]
         assert told["args"]["size"] == [8, 8]
         again = Teacher(tmp_path / "out", args=k.args).model
@@ -460,3 +559,14 @@ def test_what_is_exported_makes_the_same_pictures(known, tmp_path, kind, solver)
         student.model.sampling = Sampling(guidance=2.0)
         with pytest.raises(RecipeError, match="cannot be guided by 2"):
             to_diffusers.write(Package(student, tmp_path / "out"))
+
+
+@pytest.mark.parametrize("kind", ["sana", "aura", "lumina"])
+def test_a_guided_student_is_exported_with_its_guidance(known, tmp_path, kind):
+    student = Student(known(kind).place)
+    sample_with(student.model, steps=2, guidance=3.0)
+    told = to_diffusers.write(Package(student, tmp_path))
+    assert told["check"]["largest_error"] <= 1e-4
+    assert "guidance_scale=3" in told["usage"]
+    assert ("cfg_normalization=False" in told["usage"]) == (kind == "lumina")
+    assert ("height=" in told["usage"]) == (kind != "lumina")  # whose pipeline asks its network for it

@@ -32,16 +32,16 @@ def clip(folder, projected=False, width=8):
     return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config), tokenizer
 
 
-def t5(width=16):
-    """A T5 encoder that reads letters, and its tokenizer."""
-    from transformers import T5Config, T5EncoderModel, T5Tokenizer
+def t5(kind="T5", width=16):
+    """A T5 (or UMT5) encoder that reads letters, and its tokenizer."""
+    import transformers
+    from transformers import T5Tokenizer
 
     pieces = ["<pad>", "</s>", "<unk>", "\u2581", *LETTERS]
     tokenizer = T5Tokenizer(vocab=[(piece, -float(i > 2)) for i, piece in enumerate(pieces)], extra_ids=0)
-    encoder = T5EncoderModel(
-        T5Config(vocab_size=len(pieces), d_model=width, d_kv=4, d_ff=width, num_layers=1, num_heads=2)
-    )
-    return encoder, tokenizer
+    sides = {"d_model": width, "d_kv": 4, "d_ff": width, "num_layers": 1, "num_heads": 2}
+    config = getattr(transformers, f"{kind}Config")(vocab_size=len(pieces), **sides)
+    return getattr(transformers, f"{kind}EncoderModel")(config), tokenizer
 
 
 def gemma(width=16):
@@ -61,6 +61,23 @@ def gemma(width=16):
         query_pre_attn_scalar=8,
     )
     return Gemma2Model(config), tokenizer
+
+
+def qwen(width=16):
+    """A Qwen 2.5 VL that reads bytes, and its tokenizer."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+
+    words = ["<|endoftext|>", *sorted(ByteLevel.alphabet())]
+    tokenizer = Qwen2Tokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[])
+    sides = {"hidden_size": width, "intermediate_size": width}
+    heads = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    rotary = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
+    config = Qwen2_5_VLConfig(
+        text_config={"vocab_size": len(words), "rope_parameters": rotary, **sides, **heads},
+        vision_config={"depth": 1, "num_heads": 2, "out_hidden_size": width, **sides},
+    )
+    return Qwen2_5_VLForConditionalGeneration(config), tokenizer
 
 
 def latents(**changes):
@@ -150,7 +167,7 @@ def captions(folder, kind="PixArtSigmaPipeline"):
     return folder
 
 
-def sana(folder):
+def sana(folder, scheduler=None):
     """A Sana: an autoencoder without chance that makes pictures four times smaller, a text encoder behind an instruction."""
     from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaPipeline, SanaTransformer2DModel
 
@@ -175,7 +192,7 @@ def sana(folder):
             caption_channels=16,
             sample_size=8,
         ),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        scheduler=scheduler or FlowMatchEulerDiscreteScheduler(shift=3.0),
     ).save_pretrained(folder)
     return folder
 
@@ -236,6 +253,103 @@ def packed(folder):
         tokenizer=its,
         text_encoder_2=encoder,
         tokenizer_2=tokenizer,
+    ).save_pretrained(folder)
+    return folder
+
+
+def qwen_image(folder):
+    """A Qwen-Image: an autoencoder of films, times that are shifted by the number of tokens and end above 0."""
+    from diffusers import (
+        AutoencoderKLQwenImage,
+        FlowMatchEulerDiscreteScheduler,
+        QwenImagePipeline,
+        QwenImageTransformer2DModel,
+    )
+
+    torch.manual_seed(0)
+    encoder, tokenizer = qwen()
+    dynamic = {"base_shift": 0.5, "max_shift": 0.9, "max_image_seq_len": 8192, "shift_terminal": 0.02}
+    QwenImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, **dynamic),
+        vae=AutoencoderKLQwenImage(
+            base_dim=8,
+            z_dim=4,
+            dim_mult=[1, 2],
+            num_res_blocks=1,
+            temperal_downsample=[False],
+            latents_mean=[-0.7571, -0.7089, -0.9113, 0.1075],
+            latents_std=[2.8184, 1.4541, 2.3275, 2.6558],
+        ),
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        transformer=QwenImageTransformer2DModel(
+            in_channels=16,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            axes_dims_rope=(4, 2, 2),
+        ),
+    ).save_pretrained(folder)
+    return folder
+
+
+def aura_flow(folder):
+    """An AuraFlow: joint blocks, then blocks of one sequence."""
+    from diffusers import AuraFlowPipeline, AuraFlowTransformer2DModel, FlowMatchEulerDiscreteScheduler
+
+    torch.manual_seed(0)
+    encoder, tokenizer = t5("UMT5")
+    transformer = AuraFlowTransformer2DModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        num_mmdit_layers=2,
+        num_single_dit_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        caption_projection_dim=16,
+        pos_embed_max_size=64,
+    )
+    with torch.no_grad():
+        for weight in transformer.time_step_proj.parameters():
+            weight.mul_(3)  # gates so wide that a word among 256 places is heard
+    AuraFlowPipeline(
+        tokenizer=tokenizer,
+        text_encoder=encoder,
+        vae=latents(scaling_factor=0.13025),
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.73),
+    ).save_pretrained(folder)
+    return folder
+
+
+def lumina(folder):
+    """A Lumina 2: text and sample are refined apart, then one sequence."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, Lumina2Pipeline, Lumina2Transformer2DModel
+
+    torch.manual_seed(0)
+    encoder, tokenizer = gemma()
+    stages = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    Lumina2Pipeline(
+        transformer=Lumina2Transformer2DModel(
+            sample_size=8,
+            in_channels=4,
+            hidden_size=16,
+            num_layers=1,
+            num_refiner_layers=2,
+            num_attention_heads=2,
+            num_kv_heads=1,
+            multiple_of=8,
+            axes_dim_rope=(4, 2, 2),
+            cap_feat_dim=16,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0),
+        vae=latents(scaling_factor=0.3611, shift_factor=0.1159, block_out_channels=(8,) * 4, **stages),
+        text_encoder=encoder,
+        tokenizer=tokenizer,
     ).save_pretrained(folder)
     return folder
 

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from limbeck.diffusion.network import DiffusionNetwork, Given
 from limbeck.errors import RecipeError, nearest
-from limbeck.models.adapters.calls import NAMES, call_of
+from limbeck.models.adapters.call import NAMES, Call
+from limbeck.models.adapters.calls import call_of
 from limbeck.models.adapters.companions import Companions
 from limbeck.models.adapters.schedulers import noise_of
 
 Values = Float[Tensor, "batch ..."]
-_AS_CALLED = ("prompt_2", "prompt_3", "complex_human_instruction")  # words of encode_prompt that pipelines fill in
+_AS_CALLED = ("prompt_2", "prompt_3", "complex_human_instruction", "max_sequence_length")
+"""What pipelines tell their encode_prompt beside the texts."""
 
 
 class DiffusersNetwork(DiffusionNetwork):
@@ -60,7 +62,7 @@ class DiffusersNetwork(DiffusionNetwork):
         self.pixels = pixels
         self.conditions, self.null_class = conditions, null_class
         self.guidable = self.conditions == "text" or self.null_class is not None
-        self.middle = _middle(network, call.block)
+        self.middle = _middle(network, call)
         self._nothing: dict[str, Tensor] = {}
         if checkpointing:
             network.enable_gradient_checkpointing()  # type: ignore[operator]
@@ -77,7 +79,7 @@ class DiffusersNetwork(DiffusionNetwork):
                 f"Say what they are: {whose}.args.pixels=signed (in [-1, 1]), or latents"
             )
         vae = self.companions.part("vae") or self.companions.part("vqvae")
-        factor = vae.config.scaling_factor if vae is not None else 1.0
+        factor = vae.config.get("scaling_factor", 1.0) if vae is not None else 1.0
         fits = {"were not": 0.4 < std * factor < 2.5, "were twice": 0.4 < std / factor < 2.5}
         if self.pixels == "latents" and not 0.4 < std < 2.5 and any(fits.values()):
             how = next(words for words, would in fits.items() if would)
@@ -101,10 +103,10 @@ class DiffusersNetwork(DiffusionNetwork):
         if vae is None:
             return x
         self.companions.near(x.device)
-        found = vae.encode(x.to(vae.dtype))
+        found = vae.encode(self.call.filmed(x).to(vae.dtype))
         latents = found.latent_dist.mode() if hasattr(found, "latent_dist") else found[0]
         centre, factor = _scale(vae, x)
-        return (latents.to(x.dtype) - centre) * factor
+        return (self.call.still(latents).to(x.dtype) - centre) * factor
 
     def decoded(self, x: Values) -> Values:
         vae = self._autoencoder()
@@ -112,7 +114,8 @@ class DiffusersNetwork(DiffusionNetwork):
             self.companions.near(x.device)
             centre, factor = _scale(vae, x)
             latents = x / factor + centre
-            x = vae.decode(latents.to(vae.dtype), return_dict=False)[0].to(x.dtype)
+            made = vae.decode(self.call.filmed(latents).to(vae.dtype), return_dict=False)[0]
+            x = self.call.still(made).to(x.dtype)
         return (x / 2 + 0.5).clamp(0, 1) if self.pixels == "unit" else x
 
     def _autoencoder(self) -> Any:
@@ -175,7 +178,7 @@ class DiffusersNetwork(DiffusionNetwork):
         factor = 1 if vae is None else _factor(vae)
         assert self.shape is not None
         sized = picture_view(columns, None, [0.0] * 3, [1.0] * 3, [factor * side for side in self.shape[1:]])
-        channels = vae.config.in_channels if vae is not None else self.shape[0]
+        channels = self.shape[0] if vae is None else vae.config.get("in_channels") or vae.config.input_channels
         if sized is None or channels != 3:
             return view
         return view | {"transforms": sized["transforms"]}
@@ -183,8 +186,11 @@ class DiffusersNetwork(DiffusionNetwork):
 
 def _conditions(network: Any, null_class: int | None) -> tuple[str, int | None]:
     config = network.config
-    texts = config.get("cross_attention_dim") or config.get("joint_attention_dim") or config.get("caption_channels")
-    if texts and "encoder_hidden_states" in inspect.signature(network.forward).parameters:
+    texts = ("cross_attention_dim", "joint_attention_dim", "caption_channels", "cap_feat_dim")
+    if (
+        any(config.get(name) for name in texts)
+        and "encoder_hidden_states" in inspect.signature(network.forward).parameters
+    ):
         return "text", None
     classes = config.get("num_class_embeds")
     if classes:
@@ -203,17 +209,16 @@ def _scale(vae: Any, x: Values) -> tuple[Tensor | float, Tensor | float]:
     if mean is None or std is None:
         return config.get("shift_factor") or 0.0, config.scaling_factor
     mean, std = (x.new_tensor(values).reshape(-1, *[1] * (x.dim() - 2)) for values in (mean, std))
-    return mean, config.scaling_factor / std
+    return mean, config.get("scaling_factor", 1.0) / std
 
 
 def _factor(vae: Any) -> int:
     """How many pixels one of an autoencoder's numbers is high and wide."""
-    stages = vae.config.get("block_out_channels") or vae.config.encoder_block_out_channels
-    return int(2 ** (len(stages) - 1))
+    return getattr(vae, "spatial_compression_ratio", None) or 2 ** (len(vae.config.block_out_channels) - 1)
 
 
-def _middle(network: Any, block: str) -> str | None:
+def _middle(network: Any, call: Call) -> str | None:
     if getattr(network, "mid_block", None) is not None:
         return "network.mid_block"
-    blocks = getattr(network, "transformer_blocks", None)
-    return f"network.transformer_blocks.{len(blocks) // 2}{block}" if blocks is not None else None
+    blocks = getattr(network, call.blocks, None)
+    return f"network.{call.blocks}.{len(blocks) // 2}{call.block}" if blocks else None
