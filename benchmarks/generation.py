@@ -441,6 +441,7 @@ class Bench:
         return {
             "dataset": self.name,
             "kind": "generation",
+            "longer": self.bed.longer,
             "notes": self.bed.notes,
             "metric": self.bed.metric,
             "higher_is_better": False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from comparison_tables import against, interval, spread, verdict
@@ -47,12 +47,20 @@ CLAIMS: list[tuple[str, str, str, int, str]] = [
 HIGHER = {"recall", "precision", "density", "coverage", "conditional_accuracy", "diversity", "modes"}
 
 
-def section(found: Mapping[str, Any]) -> str:
-    """One set of data: references, methods, and what the papers say."""
+def sections(sets: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Every set of data; one that is another with more time comes after it, and has its figures beside its own."""
+    named = {found["dataset"]: found for found in sets}
+    return [section(found, named.get(found.get("longer") or "")) for found in sets]
+
+
+def section(found: Mapping[str, Any], shorter: Mapping[str, Any] | None = None) -> str:
+    """One set of data: references, methods, and what the papers say; `shorter`: the same with less time."""
     metric = found["metric"]
     counts = sorted({arm["evaluations"] for arm in found["arms"]})
     further = ["recall", "conditional_accuracy"] if metric == "frechet" else ["recall", "modes"]
     heads = [f"{n} step{'s' if n > 1 else ''}" for n in counts]
+    before = _by(shorter) if shorter is not None else {}
+    heads += [f"{head} in {shorter['cpu_seconds']:.0f} s" for head in heads] if shorter is not None else []
     lines = [
         f"### {found['dataset']}\n",
         f"{found['notes'][0].upper()}{found['notes'][1:]}. {metric.replace('_', ' ').capitalize()}; {found['cpu_seconds']:.0f} s of CPU time "
@@ -67,6 +75,8 @@ def section(found: Mapping[str, Any]) -> str:
             continue
         least = next(arm for arm in arms.values() if arm is not None)
         cells = ["" if arm is None else _shown(arm, metric, len(found["seeds"])) for arm in arms.values()]
+        for n in counts if before else []:
+            cells.append(_shown(before[name, n], metric, len(found["seeds"])) if (name, n) in before else "")
         more = [f"{least['mean'][key]:.2f}" if key in least["mean"] else "" for key in further]
         trained = " / ".join(dict.fromkeys(f"{arm['steps']:,}" for arm in arms.values() if arm is not None))
         lines.append(f"| {name} | {' | '.join([*cells, *more])} | {trained} |")

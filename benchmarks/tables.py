@@ -107,7 +107,7 @@ def build(evidence: Path = HERE / "evidence", results: Path = HERE / "results") 
     generators = [json.loads(file.read_text()) for file in sorted(evidence.glob("generation-*.json"))]
     generators = [found for found in generators if found.get("kind") == "generation"]
     if generators:
-        parts += [generation_tables.HEAD, *map(generation_tables.section, generators)]
+        parts += [generation_tables.HEAD, *generation_tables.sections(generators)]
     if (file := evidence / "generation-further.json").exists():
         parts.append(generation_tables.further(json.loads(file.read_text())))
     overheads = sorted(results.glob("overhead*.json"))

@@ -57,6 +57,18 @@ def test_differences_are_paired_by_seed_at_the_same_number_of_steps():
     assert by["endpoints", 1] == {}
 
 
+def test_a_set_with_more_time_has_the_figures_of_less_beside_its_own():
+    longer = found(arm("dmd2", 1, [0.1, 0.1, 0.1]), arm("sid", 1, [0.3, 0.3, 0.3])) | {
+        "longer": "d",
+        "cpu_seconds": 4.0,
+    }
+    first, second = generation_tables.sections([FOUND, longer | {"dataset": "d-longer"}])
+    assert first == generation_tables.section(FOUND)
+    assert "| method | 1 step | 1 step in 1 s | recall |" in second
+    assert "| dmd2 | 0.100 ± 0.000 | 0.500 ± 0.111 | 0.90 | " in second
+    assert "| sid | 0.300 ± 0.000 |  | 0.70 |" in second
+
+
 def test_less_is_better_in_the_sentences_and_what_the_papers_say_is_looked_at():
     page = generation_tables.section(FOUND)
     assert "Against endpoints with 1 step, better: dmd2." in page
