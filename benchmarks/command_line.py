@@ -31,7 +31,9 @@ def words(doc: str | None, work: str, *, seeds: int = 3, **own: dict[str, Any]) 
     for name, how in own.items():
         parser.add_argument(f"--{name.replace('_', '-')}", **how)
     torch.set_num_threads(1)
-    return parser.parse_args()
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)  # before hours are spent on what goes there
+    return given
 
 
 def some_of(names: Iterable[str]) -> dict[str, Any]:
