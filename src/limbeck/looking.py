@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -320,7 +321,7 @@ def look_at_methods(needs: str | None = None) -> Look:
         Console().print(shown)
         print("One method's card and options: limbeck methods NAME")
 
-    return [vars(card) for card in cards.values()], show
+    return [asdict(card) for card in cards.values()], show
 
 
 def look_at_method(name: str) -> Look:
@@ -337,31 +338,32 @@ def look_at_method(name: str) -> Look:
         for key, field in fields.items()
     }
     measured = evidence().get(cls.card.name, []) if find(cls.card.name) is cls else []
-    facts = vars(cls.card) | {"options": options, "class": f"{cls.__module__}:{cls.__qualname__}", "measured": measured}
+    known = asdict(cls.card)
+    facts = known | {"options": options, "class": f"{cls.__module__}:{cls.__qualname__}", "measured": measured}
 
     def show() -> None:
         console = Console()
-        card = {k: ", ".join(v) if isinstance(v, tuple) else v for k, v in vars(cls.card).items() if v}
-        _pairs(console, card)
+        told = {k: v for k, v in known.items() if k not in ("listed", "play")} | (known["play"] or {})
+        _pairs(console, {k: ", ".join(v) if isinstance(v, tuple) else v for k, v in told.items() if v})
         console.print("\n" + inspect.cleandoc(cls.__doc__ or ""), highlight=False, markup=False, soft_wrap=True)
         if options:
             console.print("\noptions", highlight=False)
             shown = Table("option", "default", "type", box=None)
             for key, option in options.items():
-                shown.add_row(key, str(option["default"]), option["type"])
+                shown.add_row(key, Text(str(option["default"])), Text(option["type"]))
             console.print(shown)
         if measured:
             console.print(
                 "\nmeasured (difference in the metric, above zero is better, 95 % over seeds; docs/evidence.md has the whole)",
                 highlight=False,
             )
-            told = Table("data", "as", "minus", "difference", "seeds", box=None)
+            figures = Table("data", "as", "minus", "difference", "seeds", box=None)
             for one in measured:
                 between = f" [{one['low']:+.3f}, {one['high']:+.3f}]" if "low" in one else ""
-                told.add_row(
+                figures.add_row(
                     one["data"], Text(one["arm"]), one["than"], Text(f"{one['mean']:+.3f}{between}"), str(one["seeds"])
                 )
-            console.print(told)
+            console.print(figures)
 
     return facts, show
 
@@ -386,5 +388,5 @@ def _plain(annotation: Any) -> str:
 def _pairs(console: Console, pairs: dict[str, Any]) -> None:
     shown = Table(box=None, show_header=False)
     for key, value in pairs.items():
-        shown.add_row(key.replace("_", " "), str(value))
+        shown.add_row(key.replace("_", " "), Text(str(value)))  # a text: what stands in brackets is no style
     console.print(shown)

@@ -228,6 +228,8 @@ def test_methods_are_listed_with_cards_and_options(project, cli):
     assert "hard | weighted" in out
     facts = json.loads(cli("methods", "kd", "--json")[1])
     assert facts["options"]["temperature"] == {"default": 4.0, "type": "float"}
+    assert "distance to sg[x0 + (R - F) / nu] inside a segment of times" in cli("methods", "tdm")[1]
+    assert json.loads(cli("methods", "tdm", "--json")[1])["play"]["ratio"] == "1 : 1, the critic first"
     assert "kd" not in [card["name"] for card in json.loads(cli("methods", "--needs", "hint", "--json")[1])]
     code, _, shown = cli("methods", "kdd")
     assert code == 2
