@@ -47,7 +47,7 @@ RING = {"modes": 8, "std": 0.05, "labels": [0, 1] * 4}
 class Arm:
     """A method, the numbers of steps it is trained for, and those it is measured at (None: the one it was trained for).
 
-    `optimizer`: the published one, where the game is known not to settle with another.
+    `optimizer`: the published one, where the method's game is known to need it.
     """
 
     method: dict[str, Any]

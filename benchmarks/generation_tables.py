@@ -15,9 +15,9 @@ HEAD = """## Generators of one to four steps
 Each student begins as a flow that was trained on the data (for the points: on samples of a teacher that is a formula), and has the same
 CPU time of one core with every method, whatever a step costs; less is better in the distances. No method is guided, so that all of them
 aim at the same distribution. `denoising, more of it` is the student without a teacher: the same time spent on what it was trained with.
-Of three learning rates each method took the best by another seed and against training rows (mnist takes those of digits). Everything else is the method's
-default, but for two things: GDD has its published optimiser, Adam with betas of 0 and 0.99, without which its game does not settle, and SCott's
-discriminator learns as fast as the student. Differences are paired by seed (Student's t). One teacher per set, so intervals tell about trainings, not about teachers.
+Of three learning rates each method took the best by another seed and against training rows (mnist takes those of digits). Methods have their
+defaults but for what `ARMS` in benchmarks/generation.py says of each. Two of these are no matter of course: GDD has its published optimiser, Adam with betas of
+0 and 0.99, with which it comes nearer than with AdamW as torch has it, and SCott's discriminator learns as fast as the student. Differences are paired by seed (Student's t). One teacher per set, so intervals tell about trainings, not about teachers.
 
 Minutes of one core are far from the days on many devices of the papers. Sets this small have simple flows, which regression to their ends and consistency
 learn within seconds, while a critic must first be learnt and then be followed for as long as the student moves. That was our reading of why the papers' order
