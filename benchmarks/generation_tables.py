@@ -17,7 +17,7 @@ CPU time of one core with every method, whatever a step costs; less is better in
 aim at the same distribution. `denoising, more of it` is the student without a teacher: the same time spent on what it was trained with.
 Of three learning rates each method took the best by another seed and against training rows (mnist takes those of digits). Methods have their
 defaults but for what `ARMS` in benchmarks/generation.py says of each. Two of these are no matter of course: GDD has its published optimiser, Adam with betas of
-0 and 0.99, and SCott's discriminator learns as fast as the student. Differences are paired by seed (Student's t). One teacher per set, so intervals tell about trainings, not about teachers.
+0 and 0.99, since a first look with AdamW (the only arm that had a second try), and SCott's discriminator learns as fast as the student. Differences are paired by seed (Student's t). One teacher per set, so intervals tell about trainings, not about teachers.
 
 Minutes of one core are far from the days on many devices of the papers. Sets this small have simple flows, which regression to their ends and consistency
 learn within seconds, while a critic must first be learnt and then be followed for as long as the student moves. That was our reading of why the papers' order
